@@ -1,0 +1,150 @@
+// Package registry says what Bulla knows of an OAuth client: where its
+// encryption keys come from and how each kind of token is to be signed and
+// encrypted for it. It holds the record, the rules by which a record may
+// change, and the interface of the store that keeps it; it does no I/O.
+//
+// Whoever can change a client's keys can read its tokens. Hence the rules: a
+// registration without a revision only creates, a change names the revision
+// it replaces, and a deletion leaves a tombstone, so that an unknown client
+// and a deleted one are never confused with one that wants no encryption.
+package registry
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Errors of the registry and its stores. Stores wrap them; callers match with
+// errors.Is.
+var (
+	// ErrNotFound: there is no such record. Register the client first.
+	ErrNotFound = errors.New("not registered")
+
+	// ErrExists: the client is registered already, differently. Read the
+	// record and change it by naming its revision.
+	ErrExists = errors.New("already registered")
+
+	// ErrRevision: the record is no longer at the revision the caller named.
+	// Read it again and decide again.
+	ErrRevision = errors.New("revision does not match")
+
+	// ErrUnavailable: the store cannot be read or written at the moment.
+	// Nothing was changed: try again later.
+	ErrUnavailable = errors.New("registry unavailable")
+)
+
+// TokenKind is a kind of token by its name in the API, such as "ID_TOKEN".
+type TokenKind string
+
+// Setting says how one kind of token is made for a client. An empty
+// EncryptionAlgorithm means that tokens of this kind are signed only.
+type Setting struct {
+	Kind TokenKind `json:"kind"`
+	// SigningAlgorithm is the JWS alg the client registered; empty leaves the
+	// choice to the request and the issuer.
+	SigningAlgorithm string `json:"signing_algorithm,omitempty"`
+	// EncryptionAlgorithm is the JWE alg (RFC 7518, section 4).
+	EncryptionAlgorithm string `json:"encryption_algorithm,omitempty"`
+	// ContentEncryption is the JWE enc (RFC 7518, section 5).
+	ContentEncryption string `json:"content_encryption,omitempty"`
+	// KeyID pins the client's key; empty lets the rules of choice decide.
+	KeyID string `json:"key_id,omitempty"`
+}
+
+// Source is where a client's keys come from. Exactly one field is set.
+type Source struct {
+	// JWKS is a JWK Set document (RFC 7517, section 5), kept byte for byte as
+	// it was registered.
+	JWKS []byte `json:"jwks,omitempty"`
+	// JWKSURI is the https URL of the client's JWK Set (OpenID Connect
+	// Dynamic Client Registration 1.0, section 2). The sets fetched from it
+	// are kept as KeySets.
+	JWKSURI string `json:"jwks_uri,omitempty"`
+}
+
+// Registration is what is stored of one client of one issuer. A value is
+// never changed after it has been handed out.
+type Registration struct {
+	Issuer   string    `json:"issuer"`
+	ClientID string    `json:"client_id"`
+	Source   Source    `json:"source"`
+	Settings []Setting `json:"settings"`
+
+	// Revision counts the changes of this client from 1. It goes on after a
+	// deletion, so that no revision ever names two records.
+	Revision  uint64    `json:"revision"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// Deleted marks a tombstone: the client was registered and is no more.
+	Deleted bool `json:"deleted,omitempty"`
+}
+
+// Setting returns the setting for tokens of the given kind.
+func (r *Registration) Setting(kind TokenKind) (Setting, bool) {
+	for _, s := range r.Settings {
+		if s.Kind == kind {
+			return s, true
+		}
+	}
+	return Setting{}, false
+}
+
+// KeySet is the last good JWK Set that a jwks_uri gave, and how the fetches
+// have gone since. It is shared by all clients that registered the same URI.
+type KeySet struct {
+	URI string `json:"uri"`
+	// Document is the last good set, byte for byte; empty if the URI has
+	// never given one.
+	Document []byte `json:"document,omitempty"`
+	// ETag and LastModified are the validators of Document for a conditional
+	// request (RFC 9110, section 8.8).
+	ETag         string `json:"etag,omitempty"`
+	LastModified string `json:"last_modified,omitempty"`
+	// FetchedAt is when Document was last received or confirmed (200 or 304).
+	FetchedAt time.Time `json:"fetched_at,omitzero"`
+	// FreshUntil is when Document stops being fresh.
+	FreshUntil time.Time `json:"fresh_until,omitzero"`
+
+	// FailingSince is when the first of an unbroken row of failed refreshes
+	// happened; zero when the last one worked.
+	FailingSince time.Time `json:"failing_since,omitzero"`
+	// Failures counts that row.
+	Failures int `json:"failures,omitempty"`
+	// Failure is the log-safe text of the last failure.
+	Failure string `json:"failure,omitempty"`
+	// NextAttempt is when the URI may be fetched again.
+	NextAttempt time.Time `json:"next_attempt,omitzero"`
+}
+
+// Store keeps registrations and key sets. What a write has acknowledged
+// survives the death of the process. All methods may be called concurrently;
+// errors are those of this package, or the context's.
+type Store interface {
+	// Get returns the registration of a client, tombstones included, or
+	// ErrNotFound.
+	Get(ctx context.Context, issuer, clientID string) (*Registration, error)
+
+	// Put writes reg if the stored revision (0 when there is no record) is
+	// still expect, and returns it with its new revision and times. It answers
+	// ErrRevision otherwise. A deletion is a Put of a tombstone.
+	Put(ctx context.Context, reg Registration, expect uint64) (*Registration, error)
+
+	// List returns up to limit live registrations of an issuer whose client_id
+	// sorts after the given one in byte order, in that order.
+	List(ctx context.Context, issuer, after string, limit int) ([]*Registration, error)
+
+	// KeySet returns what is known of a jwks_uri, or ErrNotFound.
+	KeySet(ctx context.Context, uri string) (*KeySet, error)
+
+	// PutKeySet replaces what is known of a jwks_uri.
+	PutKeySet(ctx context.Context, set KeySet) error
+
+	// URIs calls yield for every jwks_uri that a live registration names, once
+	// each, until yield returns false.
+	URIs(ctx context.Context, yield func(uri string) bool) error
+
+	// Check reads something real and cheap, and returns nil if it could.
+	Check(ctx context.Context) error
+}
