@@ -29,8 +29,9 @@ var (
 	// Read it again and decide again.
 	ErrRevision = errors.New("revision does not match")
 
-	// ErrUnavailable: the store cannot be read or written at the moment.
-	// Nothing was changed: try again later.
+	// ErrUnavailable: the store cannot be read or written at the moment: try
+	// again later. A write may have happened all the same if the store was
+	// lost while it was under way; repeating it is safe.
 	ErrUnavailable = errors.New("registry unavailable")
 )
 
@@ -52,7 +53,8 @@ type Setting struct {
 	KeyID string `json:"key_id,omitempty"`
 }
 
-// Source is where a client's keys come from. Exactly one field is set.
+// Source is where a client's keys come from. Exactly one field is set; none
+// may be where no setting encrypts.
 type Source struct {
 	// JWKS is a JWK Set document (RFC 7517, section 5), kept byte for byte as
 	// it was registered.
@@ -112,7 +114,7 @@ type KeySet struct {
 	FailingSince time.Time `json:"failing_since,omitzero"`
 	// Failures counts that row.
 	Failures int `json:"failures,omitempty"`
-	// Failure is the log-safe text of the last failure.
+	// Failure is the incident id under which the log has the last failure.
 	Failure string `json:"failure,omitempty"`
 	// NextAttempt is when the URI may be fetched again.
 	NextAttempt time.Time `json:"next_attempt,omitzero"`
@@ -138,7 +140,8 @@ type Store interface {
 	// KeySet returns what is known of a jwks_uri, or ErrNotFound.
 	KeySet(ctx context.Context, uri string) (*KeySet, error)
 
-	// PutKeySet replaces what is known of a jwks_uri.
+	// PutKeySet replaces what is known of a jwks_uri. Nothing is kept of a URI
+	// that no live registration names.
 	PutKeySet(ctx context.Context, set KeySet) error
 
 	// URIs calls yield for every jwks_uri that a live registration names, once

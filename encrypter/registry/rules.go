@@ -1,0 +1,162 @@
+package registry
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// DefaultContentEncryption is the enc of a setting that names an alg and no enc
+// (OpenID Connect Dynamic Client Registration 1.0, section 2).
+const DefaultContentEncryption = "A128CBC-HS256"
+
+// Change is what a request does to a registration.
+type Change int
+
+// The changes. Each needs a permission of its own, to be asked for after
+// Decide and before anything is written.
+const (
+	// Unchanged: the client is registered just so. There is nothing to write.
+	// The permission to ask for is that to create: a caller without it should
+	// not learn what is registered.
+	Unchanged Change = iota + 1
+	// Create: there is no such client, or no more.
+	Create
+	// Replace: the caller has named the revision that is stored. Whoever may
+	// do this can give a client other keys and read its tokens.
+	Replace
+	// Delete: the record becomes a tombstone.
+	Delete
+)
+
+// String returns the change in lower case, as audit records name it.
+func (c Change) String() string {
+	switch c {
+	case Unchanged:
+		return "unchanged"
+	case Create:
+		return "create"
+	case Replace:
+		return "replace"
+	case Delete:
+		return "delete"
+	}
+	return fmt.Sprintf("Change(%d)", int(c))
+}
+
+// Decision is what is to be done. Nothing has been done yet.
+type Decision struct {
+	Change Change
+	// Record is what to Put. If Change is Unchanged it is the stored record.
+	Record Registration
+	// Expect is the revision to Put it over. Should Put answer ErrRevision,
+	// someone was faster: read again and decide again, do not just repeat.
+	Expect uint64
+}
+
+// Decide says what a request to register want does. current is the stored
+// record, tombstones included, nil if there is none; revision is the one the
+// caller named, 0 if none. Decide takes over identity, source and settings of
+// want, normalized, and nothing else.
+//
+//	stored        revision     decision
+//	none, deleted none         Create
+//	none, deleted any          ErrNotFound
+//	same          none, equal  Unchanged
+//	different     none         ErrExists
+//	different     equal        Replace
+//	any           other        ErrRevision
+//
+// A want that breaks a rule of its own is an *InvalidError.
+func Decide(current *Registration, want Registration, revision uint64) (Decision, error) {
+	record := Registration{
+		Issuer:   want.Issuer,
+		ClientID: want.ClientID,
+		Source:   want.Source,
+		Settings: withDefaults(want.Settings),
+	}
+	if want.Deleted {
+		return Decision{}, errors.New("registry: Decide was given a tombstone; DecideDelete decides deletions")
+	}
+	// In the caller's order still: an error names a setting by its place.
+	if err := record.Validate(); err != nil {
+		return Decision{}, err
+	}
+	sortByKind(record.Settings)
+	if current != nil && (current.Issuer != want.Issuer || current.ClientID != want.ClientID) {
+		return Decision{}, errors.New("registry: Decide was given the record of another client")
+	}
+	if current == nil || current.Deleted {
+		if revision != 0 {
+			return Decision{}, fmt.Errorf("revision %d was named: %w; leave the revision out to register it", revision, ErrNotFound)
+		}
+		d := Decision{Change: Create, Record: record}
+		if current != nil {
+			d.Expect = current.Revision
+		}
+		return d, nil
+	}
+	if revision != 0 && revision != current.Revision {
+		return Decision{}, fmt.Errorf("%w: %d was named, the client is at %d", ErrRevision, revision, current.Revision)
+	}
+	if same(current, &record) {
+		return Decision{Change: Unchanged, Record: *current, Expect: current.Revision}, nil
+	}
+	if revision == 0 {
+		return Decision{}, fmt.Errorf("%w with another key source or other settings, at revision %d; name that revision to replace it", ErrExists, current.Revision)
+	}
+	return Decision{Change: Replace, Record: record, Expect: current.Revision}, nil
+}
+
+// DecideDelete says what a request to delete a client does. revision is the
+// one the caller named; 0 deletes whatever is stored. What is not there or is
+// deleted already is ErrNotFound. The tombstone keeps the client's name and
+// nothing of its keys.
+func DecideDelete(current *Registration, revision uint64) (Decision, error) {
+	if current == nil || current.Deleted {
+		return Decision{}, ErrNotFound
+	}
+	if revision != 0 && revision != current.Revision {
+		return Decision{}, fmt.Errorf("%w: %d was named, the client is at %d", ErrRevision, revision, current.Revision)
+	}
+	return Decision{
+		Change: Delete,
+		Record: Registration{Issuer: current.Issuer, ClientID: current.ClientID, Deleted: true},
+		Expect: current.Revision,
+	}, nil
+}
+
+// Normalize fills in what a setting leaves to the standard: enc is
+// A128CBC-HS256 where only alg is given.
+func (s Setting) Normalize() Setting {
+	if s.EncryptionAlgorithm != "" && s.ContentEncryption == "" {
+		s.ContentEncryption = DefaultContentEncryption
+	}
+	return s
+}
+
+func withDefaults(settings []Setting) []Setting {
+	out := make([]Setting, len(settings))
+	for i, s := range settings {
+		out[i] = s.Normalize()
+	}
+	return out
+}
+
+// sortByKind brings settings into the one order in which they are stored.
+func sortByKind(settings []Setting) {
+	slices.SortFunc(settings, func(a, b Setting) int { return cmp.Compare(a.Kind, b.Kind) })
+}
+
+// same reports whether the stored record says the same of its client as the
+// wished one. Times and revision do not count, nor does the order in which
+// settings were given; a JWK Set counts byte for byte.
+func same(stored, want *Registration) bool {
+	settings := withDefaults(stored.Settings)
+	sortByKind(settings)
+	return stored.Source.JWKSURI == want.Source.JWKSURI &&
+		bytes.Equal(stored.Source.JWKS, want.Source.JWKS) &&
+		slices.Equal(settings, want.Settings)
+}

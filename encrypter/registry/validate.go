@@ -1,0 +1,144 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Limits of a record.
+const (
+	MaxName      = 255       // bytes of an issuer's name or a client_id
+	MaxSettings  = 16        // settings of a client
+	MaxJWKS      = 128 << 10 // bytes of a registered JWK Set
+	MaxJWKSURI   = 2048      // bytes of a jwks_uri
+	maxAlgorithm = 64        // bytes of a kind, alg or enc
+	maxKeyID     = 255       // bytes of a pinned kid
+)
+
+// ErrInvalid: the record breaks a rule of the registry itself. The error is an
+// *InvalidError: correct the field it names.
+var ErrInvalid = errors.New("registration invalid")
+
+// InvalidError says which field is wrong, why, and what would be right. Its
+// text repeats nothing of the value and may be shown to the caller.
+type InvalidError struct {
+	// Field is the path of the field by its names in JSON, such as
+	// "settings[0].content_encryption".
+	Field string
+	// Problem says what is wrong with it.
+	Problem string
+}
+
+func (e *InvalidError) Error() string {
+	return fmt.Sprintf("%s: %s: %s", ErrInvalid, e.Field, e.Problem)
+}
+
+// Unwrap returns ErrInvalid.
+func (e *InvalidError) Unwrap() error { return ErrInvalid }
+
+// Validate checks the shape of a record: its limits and the relations between
+// its fields. Whether an algorithm is known and allowed, a URL fit to fetch
+// and a JWK Set fit to use is for those to say who know. An error is an
+// *InvalidError.
+func (r *Registration) Validate() error {
+	if p := nameProblem(r.Issuer); p != "" {
+		return &InvalidError{"issuer", p}
+	}
+	if p := nameProblem(r.ClientID); p != "" {
+		return &InvalidError{"client_id", p}
+	}
+	if r.Deleted {
+		if len(r.Settings) != 0 || len(r.Source.JWKS) != 0 || r.Source.JWKSURI != "" {
+			return &InvalidError{"deleted", "a tombstone has neither a key source nor settings"}
+		}
+		return nil
+	}
+	if err := r.Source.validate(); err != nil {
+		return err
+	}
+	if r.Source.empty() && slices.ContainsFunc(r.Settings, func(s Setting) bool { return s.EncryptionAlgorithm != "" }) {
+		return &InvalidError{"source", "there is no key source, and a setting encrypts; give a JWK Set or a jwks_uri"}
+	}
+	switch n := len(r.Settings); {
+	case n == 0:
+		return &InvalidError{"settings", "there is none; say for at least one kind of token how it is made"}
+	case n > MaxSettings:
+		return &InvalidError{"settings", fmt.Sprintf("there are %d; at most %d are allowed", n, MaxSettings)}
+	}
+	for i, s := range r.Settings {
+		field := fmt.Sprintf("settings[%d].", i)
+		if slices.ContainsFunc(r.Settings[:i], func(o Setting) bool { return o.Kind == s.Kind }) {
+			return &InvalidError{field + "kind", "there is a setting for this kind of token already; give one for each"}
+		}
+		if err := s.validate(field); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s Source) empty() bool { return len(s.JWKS) == 0 && s.JWKSURI == "" }
+
+func (s Source) validate() error {
+	switch {
+	case len(s.JWKS) != 0 && s.JWKSURI != "":
+		return &InvalidError{"source", "a JWK Set and a jwks_uri are both given; give one"}
+	case len(s.JWKS) > MaxJWKS:
+		return &InvalidError{"source.jwks", fmt.Sprintf("the JWK Set has %d bytes; at most %d are allowed", len(s.JWKS), MaxJWKS)}
+	case len(s.JWKSURI) > MaxJWKSURI:
+		return &InvalidError{"source.jwks_uri", fmt.Sprintf("the URL has %d bytes; at most %d are allowed", len(s.JWKSURI), MaxJWKSURI)}
+	case !printable(s.JWKSURI):
+		return &InvalidError{"source.jwks_uri", "only printable ASCII may occur in a URL; percent-encode the rest"}
+	}
+	return nil
+}
+
+func (s Setting) validate(field string) error {
+	if s.Kind == "" {
+		return &InvalidError{field + "kind", "it is empty; name a kind of token, such as ID_TOKEN"}
+	}
+	for _, f := range []struct{ name, value string }{
+		{"kind", string(s.Kind)},
+		{"signing_algorithm", s.SigningAlgorithm},
+		{"encryption_algorithm", s.EncryptionAlgorithm},
+		{"content_encryption", s.ContentEncryption},
+	} {
+		if len(f.value) > maxAlgorithm || !printable(f.value) || strings.Contains(f.value, " ") {
+			return &InvalidError{field + f.name, fmt.Sprintf("such a name has at most %d printable ASCII characters and no space", maxAlgorithm)}
+		}
+	}
+	switch {
+	case s.EncryptionAlgorithm == "" && s.ContentEncryption != "":
+		return &InvalidError{field + "content_encryption", "it is given without encryption_algorithm; give both or neither"}
+	case s.EncryptionAlgorithm != "" && s.ContentEncryption == "":
+		return &InvalidError{field + "content_encryption", "it is missing; " + DefaultContentEncryption + " is the default that Normalize fills in"}
+	case s.EncryptionAlgorithm == "" && s.KeyID != "":
+		return &InvalidError{field + "key_id", "it pins an encryption key, but tokens of this kind are not encrypted; give encryption_algorithm or leave it out"}
+	case len(s.KeyID) > maxKeyID || !utf8.ValidString(s.KeyID) || strings.ContainsFunc(s.KeyID, unicode.IsControl):
+		return &InvalidError{field + "key_id", fmt.Sprintf("a key that is pinned has a kid of at most %d bytes of UTF-8 without control characters", maxKeyID)}
+	}
+	return nil
+}
+
+// nameProblem says why s cannot be the name of an issuer or client, or "".
+// A client_id is made of VSCHAR, which are the printable characters of ASCII
+// and the space (RFC 6749, appendix A.1).
+func nameProblem(s string) string {
+	switch {
+	case s == "":
+		return "it is empty"
+	case len(s) > MaxName:
+		return fmt.Sprintf("it has %d bytes; at most %d are allowed", len(s), MaxName)
+	case !printable(s):
+		return "only printable ASCII may occur in it (RFC 6749, appendix A.1)"
+	}
+	return ""
+}
+
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return c < 0x20 || c > 0x7e })
+}
