@@ -1,0 +1,208 @@
+package client
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Bounds on a key document.
+const (
+	maxKeyBytes = 1 << 20
+	maxKeys     = 100
+)
+
+// ParseKeys reads the client's private keys: one private JWK, or a JWK Set
+// (RFC 7517, sections 4 and 5). It returns those that can decrypt tokens: RSA of
+// 2048 bits or more and EC on P-256, P-384 or P-521, whose use and key_ops, if
+// they have any, allow decryption. Others are passed over; if none remains, the
+// error says why for each.
+//
+// The document holds secrets; the error never repeats them.
+func ParseKeys(document []byte) ([]jose.JSONWebKey, error) {
+	return parseKeys(document, "private key", privateKeyProblem)
+}
+
+// ParseSigners reads the issuer's JWK Set (or one public JWK) and returns the keys
+// that can verify tokens: public, with a kid, and with an alg that is known here
+// and fits the key. Others, of unknown kinds or for other purposes, are passed
+// over as RFC 7517, section 5, asks; if none remains, the error says why for each.
+func ParseSigners(document []byte) ([]jose.JSONWebKey, error) {
+	return parseKeys(document, "signer", signerProblem)
+}
+
+func parseKeys(document []byte, what string, problem func(jose.JSONWebKey, []string) string) ([]jose.JSONWebKey, error) {
+	if len(document) > maxKeyBytes {
+		return nil, fmt.Errorf("%s document has %d bytes, more than %d: is it the right file?", what, len(document), maxKeyBytes)
+	}
+	members, err := parseObject(document)
+	if err != nil {
+		return nil, fmt.Errorf("%s document is neither a JWK nor a JWK Set (a JSON object without duplicate names): is it the right file?", what)
+	}
+	raw := []jsontext.Value{document}
+	if set, ok := members["keys"]; ok {
+		if raw, err = arrayValues(set); err != nil {
+			return nil, fmt.Errorf(`%s document: member "keys" of a JWK Set must be an array`, what)
+		}
+	}
+	if len(raw) > maxKeys {
+		return nil, fmt.Errorf("%s document has %d keys, more than %d", what, len(raw), maxKeys)
+	}
+
+	var keys []jose.JSONWebKey
+	var refused []string
+	for i, r := range raw {
+		key, reason := parseKey(r, problem)
+		if reason != "" {
+			refused = append(refused, fmt.Sprintf("key %d (kid %s): %s", i+1, quote(key.KeyID), reason))
+			continue
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		if len(refused) == 0 {
+			return nil, fmt.Errorf("%s document has no keys", what)
+		}
+		return nil, fmt.Errorf("%s document has no usable key: %s", what, strings.Join(refused, "; "))
+	}
+	return keys, nil
+}
+
+// parseKey reads one JWK. A reason that is not empty says why it is of no use; the
+// key then has at most its kid.
+func parseKey(raw jsontext.Value, problem func(jose.JSONWebKey, []string) string) (jose.JSONWebKey, string) {
+	members, err := parseObject(raw)
+	if err != nil {
+		return jose.JSONWebKey{}, "not a JSON object without duplicate names"
+	}
+	kid, _ := stringValue(members["kid"])
+	unusable := func(reason string) (jose.JSONWebKey, string) {
+		return jose.JSONWebKey{KeyID: kid}, reason
+	}
+	// go-jose drops key_ops, so it is read here.
+	var ops []string
+	if v, ok := members["key_ops"]; ok {
+		values, err := arrayValues(v)
+		if err != nil {
+			return unusable("its key_ops is not an array")
+		}
+		for _, v := range values {
+			op, ok := stringValue(v)
+			if !ok {
+				return unusable("its key_ops is not an array of strings")
+			}
+			ops = append(ops, op)
+		}
+	}
+	var key jose.JSONWebKey
+	if err := json.Unmarshal(raw, &key); err != nil {
+		if errors.Is(err, jose.ErrUnsupportedKeyType) {
+			return unusable("its kty or crv is not supported here")
+		}
+		// go-jose names members and lengths in its errors, never their values.
+		return unusable("not a valid JWK: " + err.Error())
+	}
+	if reason := problem(key, ops); reason != "" {
+		return unusable(reason)
+	}
+	return key, ""
+}
+
+// privateKeyProblem tells why a key cannot decrypt tokens; empty if it can. ops is
+// the JWK's key_ops.
+func privateKeyProblem(key jose.JSONWebKey, ops []string) string {
+	switch k := key.Key.(type) {
+	case *rsa.PrivateKey:
+		if k.N.BitLen() < minRSABits {
+			return fmt.Sprintf("RSA key of %d bits, less than %d", k.N.BitLen(), minRSABits)
+		}
+		if !opsAllow(ops, "decrypt", "unwrapKey") {
+			return "its key_ops do not allow decryption"
+		}
+	case *ecdsa.PrivateKey:
+		// Nothing before this has looked whether d belongs to x and y.
+		if !matchesPublic(k) {
+			return "its d does not belong to its x and y"
+		}
+		if !opsAllow(ops, "deriveKey", "deriveBits") {
+			return "its key_ops do not allow key agreement"
+		}
+	case *rsa.PublicKey, *ecdsa.PublicKey, ed25519.PublicKey:
+		return "it is a public key; the private one is needed to decrypt"
+	default:
+		return "its kty or crv cannot decrypt (RSA, or EC on P-256, P-384 or P-521, can)"
+	}
+	if key.Use != "" && key.Use != "enc" {
+		return "its use is " + quote(key.Use) + ", not enc"
+	}
+	return ""
+}
+
+// signerProblem tells why a key cannot verify tokens; empty if it can. ops is the
+// JWK's key_ops.
+func signerProblem(key jose.JSONWebKey, ops []string) string {
+	switch {
+	case key.KeyID == "":
+		return "it has no kid, so no token can name it"
+	case key.Use != "" && key.Use != "sig":
+		return "its use is " + quote(key.Use) + ", not sig"
+	case !opsAllow(ops, "verify"):
+		return "its key_ops do not allow verification"
+	case !key.IsPublic():
+		return "it is not a public key"
+	case key.Algorithm == "":
+		return "it has no alg, so no signature can be matched to it"
+	}
+	alg, ok := find(signatureAlgorithms, key.Algorithm, signatureAlgorithm.String)
+	if !ok {
+		return "its alg " + quote(key.Algorithm) + " is not supported here"
+	}
+	if !alg.fits(key.Key) {
+		return fmt.Sprintf("its type, curve or size does not fit its alg %s", alg.name)
+	}
+	return ""
+}
+
+// opsAllow tells if key_ops has one of the operations. Absent or empty key_ops
+// forbid nothing.
+func opsAllow(ops []string, any ...string) bool {
+	return len(ops) == 0 || slices.ContainsFunc(any, func(op string) bool { return slices.Contains(ops, op) })
+}
+
+// matchesPublic tells if an EC private key's scalar makes its public point.
+func matchesPublic(k *ecdsa.PrivateKey) bool {
+	private, err := k.ECDH()
+	if err != nil {
+		return false
+	}
+	public, err := k.PublicKey.ECDH()
+	return err == nil && private.PublicKey().Equal(public)
+}
+
+// arrayValues returns the values of a JSON array.
+func arrayValues(v jsontext.Value) ([]jsontext.Value, error) {
+	var values []jsontext.Value
+	if v.Kind() != '[' {
+		return nil, errors.New("not a JSON array")
+	}
+	d := jsontext.NewDecoder(strings.NewReader(string(v)))
+	if _, err := d.ReadToken(); err != nil {
+		return nil, err
+	}
+	for d.PeekKind() != ']' {
+		value, err := d.ReadValue()
+		if err != nil {
+			return nil, err
+		}
+		values = append(values, value.Clone())
+	}
+	return values, nil
+}

@@ -1,0 +1,168 @@
+package client
+
+import (
+	"crypto/elliptic"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// edit returns the JWK's JSON with members set, or removed where nil.
+func edit(t testing.TB, key jose.JSONWebKey, changes map[string]any) string {
+	t.Helper()
+	var members map[string]any
+	if err := json.Unmarshal(marshal(t, key), &members); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range changes {
+		if value == nil {
+			delete(members, name)
+		} else {
+			members[name] = value
+		}
+	}
+	return string(marshal(t, members))
+}
+
+func set(keys ...string) string { return `{"keys":[` + strings.Join(keys, ",") + `]}` }
+
+const foreignKeys = `{"kty":"AKP","alg":"ML-DSA-44","kid":"pq","pub":"AA"},` +
+	`{"kty":"OKP","crv":"X448","kid":"x","x":"AA"},` +
+	`{"kty":"EC","crv":"secp256k1","kid":"k1","x":"AA","y":"AA"},` +
+	`{"kty":"XYZ"},{"kid":"no kty"},17,null,"text"`
+
+func TestParseKeys(t *testing.T) {
+	ec, rsa := clientKey(), jose.JSONWebKey{Key: rsaKey(), KeyID: "r"}
+	for _, test := range []struct {
+		name, document string
+		want           string // the kids
+	}{
+		{"one JWK", edit(t, ec, nil), "rp-1"},
+		{"one RSA JWK", edit(t, rsa, nil), "r"},
+		{"a set", set(edit(t, ec, nil), edit(t, rsa, nil)), "rp-1 r"},
+		{"a set with members unknown", `{"keys":[` + edit(t, ec, nil) + `],"x":[{}]}`, "rp-1"},
+		{"a set with foreign keys", set(foreignKeys, edit(t, ec, nil)), "rp-1"},
+		{"a set with public, symmetric and signature keys", set(edit(t, public(rsa), nil), `{"kty":"oct","k":"AAAA"}`,
+			edit(t, signingKey(t, "EdDSA"), nil), edit(t, signingKey(t, "ES256"), nil), edit(t, ec, nil)), "rp-1"},
+		{"key_ops that fit", edit(t, ec, map[string]any{"key_ops": []string{"deriveBits"}}), "rp-1"},
+		{"key_ops of RSA that fit", edit(t, rsa, map[string]any{"key_ops": []string{"x", "unwrapKey"}}), "r"},
+		{"empty key_ops", edit(t, ec, map[string]any{"key_ops": []string{}}), "rp-1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			keys, err := ParseKeys([]byte(test.document))
+			if got := kids(keys); err != nil || got != test.want {
+				t.Errorf("got %q, %v, want %q", got, err, test.want)
+			}
+		})
+	}
+}
+
+func TestParseKeysSaysWhy(t *testing.T) {
+	ec, rsa := clientKey(), jose.JSONWebKey{Key: rsaKey(), KeyID: "r"}
+	other := clientKey()
+	other.Key = ecKeyOn(t, elliptic.P256())
+	var otherMembers map[string]any
+	if err := json.Unmarshal(marshal(t, other), &otherMembers); err != nil {
+		t.Fatal(err)
+	}
+	d := ecKey().D.FillBytes(make([]byte, 32))
+	for _, test := range []struct{ name, document, text string }{
+		{"empty", "", "right file"},
+		{"a PEM file", "-----BEGIN PRIVATE KEY-----", "right file"},
+		{"an array", "[]", "right file"},
+		{"a name twice", `{"kty":"EC","kty":"RSA"}`, "right file"},
+		{"two documents", edit(t, ec, nil) + edit(t, ec, nil), "right file"},
+		{"keys is no array", `{"keys":{}}`, "array"},
+		{"no keys", `{"keys":[]}`, "has no keys"},
+		{"too large", `{"keys":[` + strings.Repeat(" ", maxKeyBytes) + `]}`, "more than 1048576"},
+		{"too many", set(strings.TrimSuffix(strings.Repeat(edit(t, public(ec), nil)+",", maxKeys+1), ",")), "101 keys"},
+		{"public", edit(t, public(ec), nil), "public key"},
+		{"symmetric", `{"kty":"oct","k":"AAAA","kid":"s"}`, `key 1 (kid "s"): its kty or crv cannot decrypt`},
+		{"Ed25519", edit(t, jose.JSONWebKey{Key: edKey()}, nil), "cannot decrypt"},
+		{"unknown kty", `{"kty":"XYZ","kid":"s"}`, "not supported"},
+		{"small RSA", edit(t, jose.JSONWebKey{Key: smallRSAKey()}, nil), "1024 bits"},
+		{"for signatures", edit(t, ec, map[string]any{"use": "sig"}), `use is "sig"`},
+		{"key_ops for signatures", edit(t, rsa, map[string]any{"key_ops": []string{"sign"}}), "key_ops do not allow decryption"},
+		{"key_ops for signatures, EC", edit(t, ec, map[string]any{"key_ops": []string{"sign"}}), "key_ops do not allow key agreement"},
+		{"key_ops is text", edit(t, ec, map[string]any{"key_ops": "sign"}), "key_ops is not an array"},
+		{"key_ops has numbers", edit(t, ec, map[string]any{"key_ops": []int{1}}), "array of strings"},
+		{"d of another key", edit(t, ec, map[string]any{"d": otherMembers["d"]}), "d does not belong"},
+		{"d of zero", edit(t, ec, map[string]any{"d": base64.RawURLEncoding.EncodeToString(make([]byte, 32))}), "d does not belong"},
+		{"point off the curve", edit(t, ec, map[string]any{"x": otherMembers["x"]}), "not a valid JWK"},
+		{"RSA of other primes", edit(t, rsa, map[string]any{"p": "AQAB"}), "not a valid JWK"},
+		{"RSA without primes", edit(t, rsa, map[string]any{"p": nil, "q": nil}), "missing P, Q"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			keys, err := ParseKeys([]byte(test.document))
+			if err == nil || keys != nil || !strings.Contains(err.Error(), test.text) {
+				t.Fatalf("got %q, %v, want %q in the error", kids(keys), err, test.text)
+			}
+			if strings.Contains(err.Error(), base64.RawURLEncoding.EncodeToString(d)) || strings.Contains(err.Error(), fmt.Sprint(otherMembers["d"])) {
+				t.Errorf("error %q has the private key in it", err)
+			}
+		})
+	}
+}
+
+func TestParseSigners(t *testing.T) {
+	var all []string
+	for _, alg := range signatureAlgorithms {
+		all = append(all, edit(t, public(signingKey(t, alg.name)), nil))
+	}
+	good := edit(t, public(signingKey(t, "ES256")), nil)
+	for _, test := range []struct {
+		name, document, want string
+	}{
+		{"every algorithm", set(all...), "sig-ES256 sig-ES384 sig-ES512 sig-PS256 sig-PS384 sig-PS512 sig-RS256 sig-RS384 sig-RS512 sig-EdDSA sig-Ed25519"},
+		{"one JWK", good, "sig-ES256"},
+		{"foreign keys are passed over", set(foreignKeys, good), "sig-ES256"},
+		{"encryption keys are passed over", set(edit(t, public(clientKey()), nil), good), "sig-ES256"},
+		{"private and symmetric keys are passed over", set(edit(t, signingKey(t, "EdDSA"), nil), `{"kty":"oct","k":"AAAA","alg":"HS256","kid":"h"}`, good), "sig-ES256"},
+		{"keys without kid or alg are passed over", set(edit(t, public(signingKey(t, "EdDSA")), map[string]any{"kid": nil}),
+			edit(t, public(signingKey(t, "RS256")), map[string]any{"alg": nil}), good), "sig-ES256"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			keys, err := ParseSigners([]byte(test.document))
+			if got := kids(keys); err != nil || got != test.want {
+				t.Errorf("got %q, %v, want %q", got, err, test.want)
+			}
+		})
+	}
+}
+
+func TestParseSignersSaysWhy(t *testing.T) {
+	key := public(signingKey(t, "ES256"))
+	for _, test := range []struct{ name, document, text string }{
+		{"no kid", edit(t, key, map[string]any{"kid": nil}), "no kid"},
+		{"no alg", edit(t, key, map[string]any{"alg": nil}), "no alg"},
+		{"kid is a number", edit(t, key, map[string]any{"kid": 1}), "not a valid JWK"},
+		{"alg of another curve", edit(t, key, map[string]any{"alg": "ES512"}), "does not fit its alg ES512"},
+		{"alg of another type", edit(t, key, map[string]any{"alg": "RS256"}), "does not fit its alg RS256"},
+		{"alg unknown", edit(t, key, map[string]any{"alg": "ES521"}), `"ES521" is not supported`},
+		{"alg symmetric", edit(t, key, map[string]any{"alg": "HS256"}), `"HS256" is not supported`},
+		{"for encryption", edit(t, key, map[string]any{"use": "enc"}), `use is "enc"`},
+		{"key_ops for encryption", edit(t, key, map[string]any{"key_ops": []string{"encrypt"}}), "key_ops do not allow verification"},
+		{"private", edit(t, signingKey(t, "ES256"), nil), "not a public key"},
+		{"small RSA", edit(t, public(jose.JSONWebKey{Key: smallRSAKey(), KeyID: "s", Algorithm: "RS256"}), nil), "does not fit"},
+		{"low-order Ed25519 key", `{"kty":"OKP","crv":"Ed25519","kid":"l","alg":"EdDSA","x":"` + base64.RawURLEncoding.EncodeToString(append([]byte{1}, make([]byte, 31)...)) + `"}`, "low-order"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			keys, err := ParseSigners([]byte(test.document))
+			if err == nil || keys != nil || !strings.Contains(err.Error(), test.text) {
+				t.Errorf("got %q, %v, want %q in the error", kids(keys), err, test.text)
+			}
+		})
+	}
+}
+
+func kids(keys []jose.JSONWebKey) string {
+	var names []string
+	for _, k := range keys {
+		names = append(names, k.KeyID)
+	}
+	return strings.Join(names, " ")
+}

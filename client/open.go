@@ -1,0 +1,219 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// Defaults of [OpenConfig].
+const (
+	DefaultMaxBytes = 1 << 20
+	DefaultLeeway   = time.Minute
+)
+
+// OpenConfig says which tokens an [Opener] accepts.
+type OpenConfig struct {
+	// Keys are the client's private keys, as [ParseKeys] reads them. Required,
+	// unless AllowUnencrypted is set.
+	Keys []jose.JSONWebKey
+	// Signers are the issuer's public keys, as [ParseSigners] reads them. Required.
+	Signers []jose.JSONWebKey
+
+	// KeyAlgorithms are the accepted values of the JWE's alg. Empty means
+	// RSA-OAEP-256, RSA-OAEP, ECDH-ES, ECDH-ES+A128KW, ECDH-ES+A192KW and
+	// ECDH-ES+A256KW, which are also all that can be listed. A client that
+	// registered one algorithm should list just that.
+	KeyAlgorithms []string
+	// ContentEncryptions are the accepted values of enc. Empty means A256GCM,
+	// A192GCM, A128GCM, A256CBC-HS512, A192CBC-HS384 and A128CBC-HS256, which are
+	// also all that can be listed.
+	ContentEncryptions []string
+	// SignatureAlgorithms are the accepted values of the JWS's alg. Empty means
+	// ES256, ES384, ES512, PS256, PS384, PS512, RS256, RS384, RS512, EdDSA and
+	// Ed25519, which are also all that can be listed.
+	SignatureAlgorithms []string
+
+	// AllowUnencrypted also accepts a token that is signed only. Default: refused.
+	AllowUnencrypted bool
+
+	// Issuer, if not empty, must equal the claim iss.
+	Issuer string
+	// Audience, if not empty, must be the claim aud or one of its values.
+	Audience string
+	// RequireExpiry refuses claims without exp, as fits ID tokens. Default: claims
+	// without exp are accepted (UserInfo responses have none).
+	RequireExpiry bool
+	// AllowExpired accepts a token after its exp, to look at an old one. Default:
+	// an exp that is there must lie in the future.
+	AllowExpired bool
+
+	// Clock tells the time for exp and nbf. Default: time.Now.
+	Clock func() time.Time
+	// Leeway is how far the issuer's clock may be off. Zero means DefaultLeeway,
+	// one minute; a negative value means none.
+	Leeway time.Duration
+
+	// MaxBytes bounds the length of a token. Zero means DefaultMaxBytes, 1 MiB.
+	MaxBytes int
+}
+
+// Token is an opened token: decrypted, verified, and with claims that passed
+// the checks of OpenConfig.
+type Token struct {
+	// Claims is the payload, byte for byte as the issuer signed it: a JSON object
+	// without duplicate names.
+	Claims []byte
+	// EncryptionHeader is the JWE's protected header; nil if the token was only
+	// signed.
+	EncryptionHeader *Header
+	// SignatureHeader is the JWS's protected header.
+	SignatureHeader Header
+	// InnerJWS is the signed JWT in compact form: what the JWE contained. It can be
+	// passed on to those who know only the issuer's public keys.
+	InnerJWS string
+}
+
+// Opener opens tokens of one issuer for one client. It does not change after
+// NewOpener and may be used concurrently; for new keys make a new one.
+type Opener struct {
+	keys    []jose.JSONWebKey
+	signers []jose.JSONWebKey
+
+	keyAlgorithms       []keyAlgorithm
+	contentEncryptions  []contentEncryption
+	signatureAlgorithms []signatureAlgorithm
+
+	allowUnencrypted bool
+	checks           claimChecks
+	maxBytes         int
+}
+
+// NewOpener checks the configuration and returns an Opener for it.
+func NewOpener(config OpenConfig) (*Opener, error) {
+	o := &Opener{
+		allowUnencrypted: config.AllowUnencrypted,
+		checks: claimChecks{
+			issuer:        config.Issuer,
+			audience:      config.Audience,
+			requireExpiry: config.RequireExpiry,
+			allowExpired:  config.AllowExpired,
+			clock:         config.Clock,
+			leeway:        config.Leeway,
+		},
+		maxBytes: config.MaxBytes,
+	}
+	if o.checks.clock == nil {
+		o.checks.clock = time.Now
+	}
+	switch {
+	case config.Leeway == 0:
+		o.checks.leeway = DefaultLeeway
+	case config.Leeway < 0:
+		o.checks.leeway = 0
+	}
+	switch {
+	case config.MaxBytes == 0:
+		o.maxBytes = DefaultMaxBytes
+	case config.MaxBytes < 0:
+		return nil, errors.New("OpenConfig.MaxBytes is negative; leave it at zero for 1 MiB")
+	}
+
+	var err error
+	if o.keyAlgorithms, err = pick("KeyAlgorithms", config.KeyAlgorithms, keyAlgorithms, keyAlgorithm.String); err != nil {
+		return nil, err
+	}
+	if o.contentEncryptions, err = pick("ContentEncryptions", config.ContentEncryptions, contentEncryptions, contentEncryption.String); err != nil {
+		return nil, err
+	}
+	if o.signatureAlgorithms, err = pick("SignatureAlgorithms", config.SignatureAlgorithms, signatureAlgorithms, signatureAlgorithm.String); err != nil {
+		return nil, err
+	}
+
+	// Keys may come from elsewhere than ParseKeys and ParseSigners, so they pass
+	// the same checks again.
+	for i, key := range config.Keys {
+		if problem := privateKeyProblem(key, nil); problem != "" {
+			return nil, fmt.Errorf("OpenConfig.Keys: key %d (kid %s): %s", i+1, quote(key.KeyID), problem)
+		}
+		o.keys = append(o.keys, key)
+	}
+	for i, key := range config.Signers {
+		if problem := signerProblem(key, nil); problem != "" {
+			return nil, fmt.Errorf("OpenConfig.Signers: key %d (kid %s): %s", i+1, quote(key.KeyID), problem)
+		}
+		o.signers = append(o.signers, key)
+	}
+	if len(o.keys) == 0 && !o.allowUnencrypted {
+		return nil, errors.New("OpenConfig.Keys is empty: give the client's private key, or set AllowUnencrypted to accept only signed tokens")
+	}
+	if len(o.signers) == 0 {
+		return nil, errors.New("OpenConfig.Signers is empty: give the issuer's public keys (its JWKS)")
+	}
+	return o, nil
+}
+
+// Open decrypts a token in compact serialization, verifies the signed JWT inside and
+// checks its claims. It returns a Token only if all of that succeeded; otherwise
+// the error wraps one of this package's sentinels. Spaces and line breaks around
+// the token are not removed.
+func (o *Opener) Open(token string) (*Token, error) {
+	if len(token) > o.maxBytes {
+		return nil, fmt.Errorf("%w: it has %d bytes, more than %d", ErrMalformed, len(token), o.maxBytes)
+	}
+	var outer *header
+	inner := token
+	switch dots := strings.Count(token, "."); {
+	case dots == 4:
+		e, err := parseEncrypted(token)
+		if err != nil {
+			return nil, err
+		}
+		if err := e.mustContainJWT(); err != nil {
+			return nil, err
+		}
+		plaintext, err := o.decrypt(e)
+		if err != nil {
+			return nil, err
+		}
+		outer, inner = e.header, string(plaintext)
+		if strings.Count(inner, ".") == 4 {
+			return nil, fmt.Errorf("%w: it contains another encrypted token, not a signed one", ErrNotAllowed)
+		}
+	case dots == 2 && o.allowUnencrypted:
+	case dots == 2:
+		return nil, fmt.Errorf("%w: it is signed but not encrypted, and OpenConfig.AllowUnencrypted is not set", ErrNotAllowed)
+	default:
+		return nil, fmt.Errorf("%w: a compact JWE has five parts separated by dots, this has %d", ErrMalformed, dots+1)
+	}
+
+	s, err := parseSigned(inner)
+	if err != nil {
+		return nil, err
+	}
+	payload, err := o.verify(s)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := parseClaims(payload)
+	if err != nil {
+		return nil, err
+	}
+	if outer != nil {
+		if err := claims.agreeWith(outer); err != nil {
+			return nil, err
+		}
+	}
+	if err := o.checks.check(claims); err != nil {
+		return nil, err
+	}
+
+	opened := &Token{Claims: payload, SignatureHeader: s.header.Header, InnerJWS: inner}
+	if outer != nil {
+		opened.EncryptionHeader = &outer.Header
+	}
+	return opened, nil
+}
