@@ -1,0 +1,361 @@
+package encrypter
+
+import (
+	"crypto"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha1" //nolint:gosec // RSA-OAEP is defined with it: see the table.
+	"crypto/sha256"
+	"crypto/sha512"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// KeyAlgorithm is a JWE key management algorithm, a value of the header
+// parameter "alg": how the content encryption key (CEK) of a token gets to the
+// recipient. Any string can be converted; [KeyAlgorithm.Known] tells whether
+// this package implements it.
+type KeyAlgorithm string
+
+// The key management algorithms of this package.
+const (
+	RSAOAEP      KeyAlgorithm = "RSA-OAEP"
+	RSAOAEP256   KeyAlgorithm = "RSA-OAEP-256"
+	ECDHES       KeyAlgorithm = "ECDH-ES"
+	ECDHESA128KW KeyAlgorithm = "ECDH-ES+A128KW"
+	ECDHESA192KW KeyAlgorithm = "ECDH-ES+A192KW"
+	ECDHESA256KW KeyAlgorithm = "ECDH-ES+A256KW"
+)
+
+// ContentEncryption is a JWE content encryption algorithm, a value of the
+// header parameter "enc": how the token itself is encrypted and authenticated.
+// Any string can be converted; [ContentEncryption.Known] tells whether this
+// package implements it.
+type ContentEncryption string
+
+// The content encryption algorithms of this package.
+const (
+	A128CBCHS256 ContentEncryption = "A128CBC-HS256"
+	A192CBCHS384 ContentEncryption = "A192CBC-HS384"
+	A256CBCHS512 ContentEncryption = "A256CBC-HS512"
+	A128GCM      ContentEncryption = "A128GCM"
+	A192GCM      ContentEncryption = "A192GCM"
+	A256GCM      ContentEncryption = "A256GCM"
+)
+
+// Values of the JWK members "kty" (RFC 7518 section 6.1, RFC 8037 section 2)
+// and "crv" (RFC 7518 section 6.2.1.1).
+const (
+	typeRSA   = "RSA"
+	typeEC    = "EC"
+	typeOKP   = "OKP"
+	curveP256 = "P-256"
+	curveP384 = "P-384"
+	curveP521 = "P-521"
+)
+
+// keyAlgorithmRow is all that is known of one key management algorithm.
+type keyAlgorithmRow struct {
+	name     KeyAlgorithm
+	standard string   // where it is defined
+	keyTypes []string // JWK kty of the recipient's key
+	curves   []string // JWK crv of the recipient's key; none if its kty has none
+
+	allowedByDefault bool // where an issuer's policy names no algorithms
+	allowedInFAPI    bool // in an issuer of the profile fapi
+
+	// compile prepares the algorithm for one recipient's key, of a type and
+	// curve named above, and one content encryption.
+	compile func(key crypto.PublicKey, enc *contentEncryptionRow) (keyManagement, error)
+}
+
+// contentEncryptionRow is all that is known of one content encryption
+// algorithm. Sizes are in bytes.
+type contentEncryptionRow struct {
+	name     ContentEncryption
+	standard string
+	keySize  int // of the CEK
+	ivSize   int
+	tagSize  int
+
+	allowedByDefault bool
+	allowedInFAPI    bool
+
+	seal contentSealer
+}
+
+// keyAlgorithms is the table of key management algorithms, in the order in
+// which people are shown them. FAPI forbids RSA1_5 only (FAPI 1.0 Advanced
+// section 8.6.1), which is not here.
+//
+// RSA-OAEP stands for OAEP with SHA-1 and cannot be had with another hash
+// (RFC 7518 section 4.3). That is no weakness: OAEP's proof asks its hash to
+// behave as a random function on inputs that an attacker does not choose, not
+// to resist collisions, which is what SHA-1 has lost.
+var keyAlgorithms = []keyAlgorithmRow{
+	{
+		name: RSAOAEP256, standard: "RFC 7518 section 4.3", keyTypes: rsaKeys,
+		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha256.New),
+	},
+	{
+		name: RSAOAEP, standard: "RFC 7518 section 4.3", keyTypes: rsaKeys,
+		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha1.New),
+	},
+	{
+		name: ECDHES, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		allowedByDefault: true, allowedInFAPI: true, compile: ecdhDirect,
+	},
+	{
+		name: ECDHESA128KW, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA128KW, 16),
+	},
+	{
+		name: ECDHESA192KW, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA192KW, 24),
+	},
+	{
+		name: ECDHESA256KW, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA256KW, 32),
+	},
+}
+
+// contentEncryptions is the table of content encryption algorithms, in the
+// order in which people are shown them. Those with a hash in their name take a
+// CEK of twice the AES key's size: its first half is the key of the HMAC.
+var contentEncryptions = []contentEncryptionRow{
+	{
+		name: A128CBCHS256, standard: "RFC 7518 section 5.2.3", keySize: 32, ivSize: 16, tagSize: 16,
+		allowedByDefault: true, allowedInFAPI: true, seal: cbcHMAC(sha256.New),
+	},
+	{
+		name: A192CBCHS384, standard: "RFC 7518 section 5.2.4", keySize: 48, ivSize: 16, tagSize: 24,
+		allowedByDefault: true, allowedInFAPI: true, seal: cbcHMAC(sha512.New384),
+	},
+	{
+		name: A256CBCHS512, standard: "RFC 7518 section 5.2.5", keySize: 64, ivSize: 16, tagSize: 32,
+		allowedByDefault: true, allowedInFAPI: true, seal: cbcHMAC(sha512.New),
+	},
+	{
+		name: A128GCM, standard: "RFC 7518 section 5.3", keySize: 16, ivSize: 12, tagSize: 16,
+		allowedByDefault: true, allowedInFAPI: true, seal: sealGCM,
+	},
+	{
+		name: A192GCM, standard: "RFC 7518 section 5.3", keySize: 24, ivSize: 12, tagSize: 16,
+		allowedByDefault: true, allowedInFAPI: true, seal: sealGCM,
+	},
+	{
+		name: A256GCM, standard: "RFC 7518 section 5.3", keySize: 32, ivSize: 12, tagSize: 16,
+		allowedByDefault: true, allowedInFAPI: true, seal: sealGCM,
+	},
+}
+
+var (
+	rsaKeys    = []string{typeRSA}
+	ecKeys     = []string{typeEC}
+	nistCurves = []string{curveP256, curveP384, curveP521}
+)
+
+// KeyAlgorithms returns every key management algorithm of this package, in
+// the order in which to show them to people.
+func KeyAlgorithms() []KeyAlgorithm {
+	names := make([]KeyAlgorithm, len(keyAlgorithms))
+	for i := range keyAlgorithms {
+		names[i] = keyAlgorithms[i].name
+	}
+	return names
+}
+
+// ContentEncryptions returns every content encryption algorithm of this
+// package, in the order in which to show them to people.
+func ContentEncryptions() []ContentEncryption {
+	names := make([]ContentEncryption, len(contentEncryptions))
+	for i := range contentEncryptions {
+		names[i] = contentEncryptions[i].name
+	}
+	return names
+}
+
+// row returns the algorithm's row of the table, or nil. The table is short
+// and only read when a recipient is made.
+func (a KeyAlgorithm) row() *keyAlgorithmRow {
+	for i := range keyAlgorithms {
+		if keyAlgorithms[i].name == a {
+			return &keyAlgorithms[i]
+		}
+	}
+	return nil
+}
+
+// Known reports whether this package implements the algorithm. Names are
+// compared as they are: "rsa-oaep" is not known. Of an algorithm that is not
+// known, the other methods return the zero value.
+func (a KeyAlgorithm) Known() bool { return a.row() != nil }
+
+// KeyTypes returns the types of key that the algorithm takes, as JWK "kty"
+// values such as "RSA" or "EC". The caller owns the slice.
+func (a KeyAlgorithm) KeyTypes() []string {
+	if r := a.row(); r != nil {
+		return slices.Clone(r.keyTypes)
+	}
+	return nil
+}
+
+// Curves returns the curves that the algorithm takes, as JWK "crv" values such
+// as "P-256"; empty if its keys have no curve. The caller owns the slice.
+func (a KeyAlgorithm) Curves() []string {
+	if r := a.row(); r != nil {
+		return slices.Clone(r.curves)
+	}
+	return nil
+}
+
+// Standard returns where the algorithm is defined, such as
+// "RFC 7518 section 4.3".
+func (a KeyAlgorithm) Standard() string {
+	if r := a.row(); r != nil {
+		return r.standard
+	}
+	return ""
+}
+
+// AllowedByDefault reports whether the algorithm may be used where the
+// issuer's policy does not say which may.
+func (a KeyAlgorithm) AllowedByDefault() bool {
+	r := a.row()
+	return r != nil && r.allowedByDefault
+}
+
+// AllowedInFAPI reports whether the FAPI security profiles permit the
+// algorithm.
+func (a KeyAlgorithm) AllowedInFAPI() bool {
+	r := a.row()
+	return r != nil && r.allowedInFAPI
+}
+
+// Fits returns nil if a key of pub's type and curve can be used with the
+// algorithm: an *rsa.PublicKey, *ecdsa.PublicKey or *ecdh.PublicKey. Otherwise
+// its error wraps [ErrUnknownAlgorithm] or [ErrKeyUnsuitable] and names the
+// algorithms that such a key would suit. It does not look at the key's value:
+// [NewRecipient] does.
+func (a KeyAlgorithm) Fits(pub crypto.PublicKey) error {
+	r := a.row()
+	if r == nil {
+		return unknownKeyAlgorithm(a)
+	}
+	kty, crv, err := keyKind(pub)
+	if err != nil {
+		return err
+	}
+	if r.takes(kty, crv) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s needs a key of type %s, and this one is %s; %s",
+		ErrKeyUnsuitable, a, describeKeys(r.keyTypes, r.curves), strings.TrimSpace(kty+" "+crv), adviseAlgorithms(kty, crv))
+}
+
+// takes reports whether the algorithm takes keys of this kty and crv.
+func (r *keyAlgorithmRow) takes(kty, crv string) bool {
+	if !slices.Contains(r.keyTypes, kty) {
+		return false
+	}
+	if len(r.curves) == 0 {
+		return crv == ""
+	}
+	return slices.Contains(r.curves, crv)
+}
+
+// keyKind returns the JWK kty and crv of a public key.
+func keyKind(pub crypto.PublicKey) (kty, crv string, err error) {
+	switch pub := pub.(type) {
+	case *rsa.PublicKey:
+		if pub != nil {
+			return typeRSA, "", nil
+		}
+	case *ecdsa.PublicKey:
+		// Without coordinates the standard library's own checks of a key panic.
+		if pub != nil && pub.Curve != nil && pub.Curve.Params() != nil && pub.X != nil && pub.Y != nil { //nolint:staticcheck // only compared with nil
+			return typeEC, pub.Curve.Params().Name, nil
+		}
+	case *ecdh.PublicKey:
+		if pub != nil && pub.Curve() != nil {
+			if pub.Curve() == ecdh.X25519() {
+				return typeOKP, "X25519", nil
+			}
+			return typeEC, fmt.Sprint(pub.Curve()), nil
+		}
+	}
+	return "", "", fmt.Errorf("%w: a %T is not a public key that can be encrypted to, or it is empty; give an RSA or an elliptic curve public key", ErrKeyUnsuitable, pub)
+}
+
+// describeKeys puts key types and curves into words: "EC (P-256, P-384)".
+func describeKeys(types, curves []string) string {
+	s := strings.Join(types, " or ")
+	if len(curves) > 0 {
+		s += " (" + strings.Join(curves, ", ") + ")"
+	}
+	return s
+}
+
+// adviseAlgorithms says which algorithms a key of this kind could be used
+// with.
+func adviseAlgorithms(kty, crv string) string {
+	var fitting []string
+	for i := range keyAlgorithms {
+		if keyAlgorithms[i].takes(kty, crv) {
+			fitting = append(fitting, string(keyAlgorithms[i].name))
+		}
+	}
+	if len(fitting) == 0 {
+		return "no algorithm known here takes it: use a key of another type"
+	}
+	return "use a fitting key, or for this one " + strings.Join(fitting, ", ")
+}
+
+// row returns the algorithm's row of the table, or nil.
+func (e ContentEncryption) row() *contentEncryptionRow {
+	for i := range contentEncryptions {
+		if contentEncryptions[i].name == e {
+			return &contentEncryptions[i]
+		}
+	}
+	return nil
+}
+
+// Known reports whether this package implements the algorithm. Names are
+// compared as they are. Of an algorithm that is not known, the other methods
+// return the zero value.
+func (e ContentEncryption) Known() bool { return e.row() != nil }
+
+// KeySize returns the size in bytes of the content encryption key (CEK). For
+// the algorithms made of AES-CBC and HMAC it counts both their keys.
+func (e ContentEncryption) KeySize() int {
+	if r := e.row(); r != nil {
+		return r.keySize
+	}
+	return 0
+}
+
+// Standard returns where the algorithm is defined, such as
+// "RFC 7518 section 5.3".
+func (e ContentEncryption) Standard() string {
+	if r := e.row(); r != nil {
+		return r.standard
+	}
+	return ""
+}
+
+// AllowedByDefault reports whether the algorithm may be used where the
+// issuer's policy does not say which may.
+func (e ContentEncryption) AllowedByDefault() bool {
+	r := e.row()
+	return r != nil && r.allowedByDefault
+}
+
+// AllowedInFAPI reports whether the FAPI security profiles permit the
+// algorithm.
+func (e ContentEncryption) AllowedInFAPI() bool {
+	r := e.row()
+	return r != nil && r.allowedInFAPI
+}

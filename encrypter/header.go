@@ -1,0 +1,90 @@
+package encrypter
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// maxHeaderSize bounds the JSON text of the header that is the same in every
+// token, in bytes. It is repeated in each of them and kept for each client, and
+// a token of some kilobytes no longer passes through the HTTP headers that
+// carry tokens.
+const maxHeaderSize = 2048
+
+// base64url is the encoding of RFC 7515 section 2: URL-safe, without padding.
+// Its decoder accepts one encoding of each value only.
+var base64url = base64.RawURLEncoding.Strict()
+
+// header is the part of the protected header that is the same in every token
+// of a recipient; see Recipient.
+type header struct {
+	keyID   string
+	encoded string
+	rest    string
+}
+
+// newHeader encodes the protected header for cfg, whose algorithms are known.
+func newHeader(cfg RecipientConfig) (header, error) {
+	if cfg.X5TS256 != "" {
+		// The length is compared too, as the decoder skips line breaks.
+		thumbprint, err := base64url.DecodeString(cfg.X5TS256)
+		if err != nil || len(thumbprint) != sha256.Size || len(cfg.X5TS256) != base64url.EncodedLen(sha256.Size) {
+			return header{}, fmt.Errorf("%w: x5t#S256 must be the SHA-256 hash of a certificate, 32 bytes in base64url without padding", ErrHeaderValue)
+		}
+	}
+	text := []byte("{")
+	for _, member := range []struct{ name, value string }{
+		{"alg", string(cfg.Algorithm)},
+		{"enc", string(cfg.ContentEncryption)},
+		{"cty", "JWT"}, // RFC 7519 section 5.2: always so in a nested JWT
+		{"kid", cfg.KeyID},
+		{"x5t#S256", cfg.X5TS256},
+		{"iss", cfg.Issuer},
+	} {
+		if member.value == "" {
+			continue
+		}
+		value, err := jsonString(member.value)
+		if err != nil {
+			return header{}, fmt.Errorf("%w: %s %w", ErrHeaderValue, member.name, err)
+		}
+		if len(text) > 1 {
+			text = append(text, ',')
+		}
+		text = fmt.Appendf(text, `"%s":%s`, member.name, value)
+	}
+	if len(text) > maxHeaderSize {
+		return header{}, fmt.Errorf("%w: the protected header takes %d bytes and may take %d: shorten the key's kid (%d bytes) or the issuer's URL (%d bytes)",
+			ErrHeaderValue, len(text), maxHeaderSize, len(cfg.KeyID), len(cfg.Issuer))
+	}
+	ahead := len(text) / 3 * 3
+	return header{
+		// A key ID is often a piece of a whole key set's text, which must
+		// not stay in memory for it.
+		keyID:   strings.Clone(cfg.KeyID),
+		encoded: base64url.EncodeToString(text[:ahead]),
+		rest:    string(text[ahead:]),
+	}, nil
+}
+
+// jsonString encodes s as a JSON string.
+func jsonString(s string) ([]byte, error) {
+	// encoding/json would replace what is not UTF-8, and the header would
+	// name another key.
+	if !utf8.ValidString(s) {
+		return nil, errors.New("is not UTF-8 text")
+	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(s); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}

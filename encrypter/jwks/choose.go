@@ -1,0 +1,245 @@
+package jwks
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter"
+)
+
+// Want says which key is wanted.
+type Want struct {
+	// Algorithm is the JWE "alg" that the key will be used with.
+	Algorithm encrypter.KeyAlgorithm
+
+	// KeyID pins the choice to keys with this "kid": if none of them fits, no
+	// other key is taken in their place. Empty means no pin.
+	KeyID string
+
+	// CertificateAt, if not zero, rules out keys whose certificate is not
+	// valid at that time. Set it when a client registers; leave it zero at
+	// refreshes, where a lapsed certificate is only worth a warning (see
+	// Key.CertificateError).
+	CertificateAt time.Time
+}
+
+// Outcome is what the choice made of a key.
+type Outcome int
+
+const (
+	// Chosen: tokens are encrypted to this key. At most one key of a set is.
+	Chosen Outcome = iota
+	// Eligible: the key fits, but another one ranks before it.
+	Eligible
+	// Unfit: the key is sound but not for this use.
+	Unfit
+	// Unusable: the key would fit, but its State is not Usable.
+	Unusable
+)
+
+// String returns the outcome as one lower-case word.
+func (o Outcome) String() string {
+	switch o {
+	case Chosen:
+		return "chosen"
+	case Eligible:
+		return "eligible"
+	case Unfit:
+		return "unfit"
+	case Unusable:
+		return "unusable"
+	}
+	return fmt.Sprintf("Outcome(%d)", int(o))
+}
+
+// Verdict is the outcome for one key, and in one line the reason.
+type Verdict struct {
+	Key     *Key
+	Outcome Outcome
+	Reason  string
+}
+
+// Choose returns the key to encrypt to. A key can be chosen if
+//
+//   - it passed all checks, and alg takes its kty and crv;
+//   - its "use" is "enc", or it has none and its "key_ops" are absent, empty
+//     or allow what alg does with a public key (encrypt or wrapKey for RSA,
+//     deriveKey or deriveBits for EC);
+//   - its "alg", if it has one, is the wanted one;
+//   - its "kid" is the pinned one, if one is pinned.
+//
+// Among those, keys that name both use and alg come first, then those that
+// name their use, then the rest; the order of the document breaks ties.
+//
+// If no key can be chosen, the error is a *NoKeyError.
+func (s *Set) Choose(want Want) (*Key, error) {
+	verdicts := s.Explain(want)
+	for _, v := range verdicts {
+		if v.Outcome == Chosen {
+			return v.Key, nil
+		}
+	}
+	return nil, &NoKeyError{Want: want, Verdicts: verdicts}
+}
+
+// Explain returns the verdict on every key of the set, in the document's
+// order. It is the decision that Choose takes.
+func (s *Set) Explain(want Want) []Verdict {
+	verdicts := make([]Verdict, len(s.keys))
+	var best *Key
+	for i, k := range s.keys {
+		outcome, reason := k.judge(want)
+		verdicts[i] = Verdict{Key: k, Outcome: outcome, Reason: reason}
+		if outcome == Eligible && (best == nil || k.rank() < best.rank()) {
+			best = k
+		}
+	}
+	for i := range verdicts {
+		switch v := &verdicts[i]; {
+		case v.Key == best:
+			v.Outcome, v.Reason = Chosen, "it "+best.rank().String()
+		case v.Outcome == Eligible && v.Key.rank() == best.rank():
+			v.Reason = fmt.Sprintf("it would do, but keys[%d] does as well and comes first", best.Index)
+		case v.Outcome == Eligible:
+			v.Reason = fmt.Sprintf("it would do, but keys[%d] %s", best.Index, best.rank())
+		}
+	}
+	return verdicts
+}
+
+// judge looks at one key alone: Eligible, or Unfit or Unusable with a reason.
+func (k *Key) judge(want Want) (Outcome, string) {
+	unfit := k.unfit(want)
+	switch {
+	case k.State == Skipped:
+		return Unfit, k.Reason
+	case k.State == Rejected && unfit != "":
+		return Unfit, unfit + "; besides, " + k.Reason
+	case k.State == Rejected:
+		return Unusable, k.Reason
+	case unfit != "":
+		return Unfit, unfit
+	}
+	if !want.CertificateAt.IsZero() {
+		if err := k.CertificateError(want.CertificateAt); err != nil {
+			return Unusable, err.Error()
+		}
+	}
+	return Eligible, ""
+}
+
+// unfit says why the key is not meant for want, whatever its State; empty if
+// it is. An empty "use" or "alg" says as little as none.
+func (k *Key) unfit(want Want) string {
+	if reason := unfitType(want.Algorithm, k.Type, k.Curve); reason != "" {
+		return reason
+	}
+	switch {
+	case k.Use != "" && k.Use != "enc":
+		return fmt.Sprintf(`its use is %s, not "enc"`, quote(k.Use))
+	case k.Use == "" && !k.opsFit():
+		return fmt.Sprintf("it has no use, and its key_ops %s do not allow encryption with its public half", quoteAll(k.KeyOps))
+	case k.Algorithm != "" && k.Algorithm != string(want.Algorithm):
+		return fmt.Sprintf("its alg is %s, not %q", quote(k.Algorithm), string(want.Algorithm))
+	case want.KeyID != "" && k.KeyID != want.KeyID:
+		return fmt.Sprintf("its kid is not the pinned %s", quote(want.KeyID))
+	}
+	return ""
+}
+
+// opsFit tells whether "key_ops" (RFC 7517, section 4.3) leave room for what
+// an encrypter does with a public key. An empty list, as the Web Cryptography
+// API exports for the public half of an ECDH pair, leaves all.
+func (k *Key) opsFit() bool {
+	fitting := []string{"deriveKey", "deriveBits"}
+	if k.Type == "RSA" {
+		fitting = []string{"encrypt", "wrapKey"}
+	}
+	return len(k.KeyOps) == 0 || slices.ContainsFunc(k.KeyOps, func(op string) bool {
+		return slices.Contains(fitting, op)
+	})
+}
+
+// rank orders the keys that fit: lower is better.
+type rank int
+
+const (
+	namesUseAndAlgorithm rank = iota
+	namesUse
+	namesNoUse
+)
+
+func (r rank) String() string {
+	switch r {
+	case namesUseAndAlgorithm:
+		return "fits and names its use and alg"
+	case namesUse:
+		return "fits and names its use"
+	}
+	return "fits, though it does not name its use"
+}
+
+// rank is the rank of a key that fits.
+func (k *Key) rank() rank {
+	switch {
+	case k.Use == "":
+		return namesNoUse
+	case k.Algorithm == "":
+		return namesUse
+	}
+	return namesUseAndAlgorithm
+}
+
+// NoKeyError says that no key could be chosen. It is ErrNoKey, and
+// ErrKeyRejected too if the cause is a key that failed the checks.
+type NoKeyError struct {
+	Want     Want
+	Verdicts []Verdict
+}
+
+// maxListed is how many keys the text of a NoKeyError goes into.
+const maxListed = 8
+
+// Error lists the first few keys and why each was not chosen, those that
+// failed the checks before the others.
+func (e *NoKeyError) Error() string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "%v alg %s", ErrNoKey, quote(string(e.Want.Algorithm)))
+	if e.Want.KeyID != "" {
+		fmt.Fprintf(&text, " and the pinned kid %s", quote(e.Want.KeyID))
+	}
+	if len(e.Verdicts) == 0 {
+		text.WriteString(": the set is empty; publish an encryption key")
+		return text.String()
+	}
+	if !e.rejected() {
+		text.WriteString("; publish one that does")
+	}
+	listed := slices.Clone(e.Verdicts)
+	slices.SortStableFunc(listed, func(a, b Verdict) int { return int(b.Outcome) - int(a.Outcome) })
+	separator := ": "
+	for i, v := range listed {
+		text.WriteString(separator)
+		if i == maxListed {
+			fmt.Fprintf(&text, "and %d more keys", len(listed)-maxListed)
+			break
+		}
+		fmt.Fprintf(&text, "%v: %s", v.Key, v.Reason)
+		separator = "; "
+	}
+	return text.String()
+}
+
+// Unwrap returns the sentinels that the error stands for.
+func (e *NoKeyError) Unwrap() []error {
+	if e.rejected() {
+		return []error{ErrNoKey, ErrKeyRejected}
+	}
+	return []error{ErrNoKey}
+}
+
+func (e *NoKeyError) rejected() bool {
+	return slices.ContainsFunc(e.Verdicts, func(v Verdict) bool { return v.Outcome == Unusable })
+}

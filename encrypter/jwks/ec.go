@@ -1,0 +1,56 @@
+package jwks
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+)
+
+// curveByName returns the curves of RFC 7518, section 6.2.1.1, or nil.
+func curveByName(name string) elliptic.Curve {
+	switch name {
+	case "P-256":
+		return elliptic.P256()
+	case "P-384":
+		return elliptic.P384()
+	case "P-521":
+		return elliptic.P521()
+	}
+	return nil
+}
+
+// setEC reads an EC key (RFC 7518, section 6.2.1).
+func (k *Key) setEC(m members) {
+	if _, ok := m.texts["crv"]; !ok {
+		k.reject(`it has no member "crv": add it`)
+		return
+	}
+	curve := curveByName(k.Curve)
+	if curve == nil {
+		k.skip("its crv %s is not one that tokens can be encrypted to here: use P-256, P-384 or P-521", quote(k.Curve))
+		return
+	}
+	point := []byte{4} // uncompressed (SEC 1, section 2.3.3)
+	size := (curve.Params().BitSize + 7) / 8
+	for _, name := range []string{"x", "y"} {
+		coordinate, err := decodeMember(m, name)
+		if err != nil {
+			k.reject("%s", err)
+			return
+		}
+		// Section 6.2.1.2: the full size of a coordinate, leading zeros kept.
+		if len(coordinate) != size {
+			k.reject("its member %q has %d octets where %s needs exactly %d: keep leading zeros, add none", name, len(coordinate), k.Curve, size)
+			return
+		}
+		point = append(point, coordinate...)
+	}
+	k.Thumbprint = thumbprint(
+		[2]string{"crv", k.Curve}, [2]string{"kty", "EC"},
+		[2]string{"x", m.texts["x"]}, [2]string{"y", m.texts["y"]})
+	public, err := ecdsa.ParseUncompressedPublicKey(curve, point)
+	if err != nil {
+		k.reject("its point (x, y) is not on %s: publish the right key", k.Curve)
+		return
+	}
+	k.Public = public
+}

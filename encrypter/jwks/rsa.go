@@ -1,0 +1,89 @@
+package jwks
+
+import (
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"math/big"
+)
+
+const (
+	minRSABits = 2048
+	// maxExponentBits keeps e within what crypto/rsa and common hardware take.
+	maxExponentBits = 31
+	usualExponent   = 65537
+)
+
+// setRSA reads an RSA key (RFC 7518, section 6.3.1) and checks its strength.
+func (k *Key) setRSA(m members, check rsaCheck) {
+	n, err := k.unsigned(m, "n")
+	if err != nil {
+		k.reject("%s", err)
+		return
+	}
+	e, err := k.unsigned(m, "e")
+	if err != nil {
+		k.reject("%s", err)
+		return
+	}
+	k.Thumbprint = thumbprint([2]string{"e", encode(e.Bytes())}, [2]string{"kty", "RSA"}, [2]string{"n", encode(n.Bytes())})
+	if err := check.key(n, e); err != nil {
+		k.reject("%s", err)
+		return
+	}
+	if e.Int64() != usualExponent {
+		k.warn("its RSA exponent is %d: 65537 is the usual one", e.Int64())
+	}
+	k.Public = &rsa.PublicKey{N: n, E: int(e.Int64())}
+}
+
+// unsigned reads a Base64urlUInt (RFC 7518, section 2). Libraries that encode
+// signed integers prefix a zero octet; one such octet is let pass with a
+// warning, since it changes nothing of the key.
+func (k *Key) unsigned(m members, name string) (*big.Int, error) {
+	raw, err := decodeMember(m, name)
+	if err != nil {
+		return nil, err
+	}
+	if raw[0] == 0 && len(raw) > 1 {
+		if raw[1] == 0 {
+			return nil, fmt.Errorf("its member %q has leading zero octets: encode it in as few octets as it needs", name)
+		}
+		k.warn("its member %q has a leading zero octet: RFC 7518, section 6.3.1 allows none", name)
+	}
+	return new(big.Int).SetBytes(raw), nil
+}
+
+// rsaCheck holds what the checks of all RSA keys of a set share.
+type rsaCheck struct {
+	maxBits  int
+	products []primeProduct
+}
+
+// key returns why an RSA public key must not be used, or nil. The cheap checks
+// come first, so that the costly ones see only numbers of a bounded size.
+func (c rsaCheck) key(n, e *big.Int) error {
+	bits := n.BitLen()
+	switch {
+	case bits < minRSABits:
+		return fmt.Errorf("its RSA modulus has %d bits, less than the required %d: create a longer key", bits, minRSABits)
+	case bits > c.maxBits:
+		return fmt.Errorf("its RSA modulus has %d bits, more than the allowed %d: create a shorter key", bits, c.maxBits)
+	case e.BitLen() > maxExponentBits:
+		return errors.New("its RSA exponent is not below 2^31: create a key with the exponent 65537")
+	case e.Bit(0) == 0:
+		return errors.New("its RSA exponent is even: create a key with the exponent 65537")
+	case e.Int64() < 3:
+		return errors.New("its RSA exponent is below 3: create a key with the exponent 65537")
+	}
+	if p := c.smallFactor(n); p != 0 {
+		return fmt.Errorf("its RSA modulus is divisible by %d, so anybody can break it: create a new key", p)
+	}
+	if hasROCAFingerprint(n) {
+		return errors.New("its RSA modulus comes from a library that makes factorable keys (ROCA, CVE-2017-15361): create a new key with other software or hardware")
+	}
+	if hasClosePrimes(n) {
+		return errors.New("its RSA primes lie so close together that anybody can find them (Fermat): create a new key with other software")
+	}
+	return nil
+}
