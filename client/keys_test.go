@@ -69,7 +69,10 @@ func TestParseKeysSaysWhy(t *testing.T) {
 	if err := json.Unmarshal(marshal(t, other), &otherMembers); err != nil {
 		t.Fatal(err)
 	}
-	d := ecKey().D.FillBytes(make([]byte, 32))
+	d, err := ecKey().Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct{ name, document, text string }{
 		{"empty", "", "right file"},
 		{"a PEM file", "-----BEGIN PRIVATE KEY-----", "right file"},

@@ -194,7 +194,7 @@ func TestRFC7520Examples(t *testing.T) {
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			var example cookbookExample
-			if err := json.Unmarshal(must(os.ReadFile(file)), &example); err != nil { //nolint:gosec // found in testdata
+			if err := json.Unmarshal(must(os.ReadFile(file)), &example); err != nil {
 				t.Fatal(err)
 			}
 			var key jose.JSONWebKey

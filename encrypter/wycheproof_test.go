@@ -213,9 +213,9 @@ func TestWycheproofKeyAgreement(t *testing.T) {
 func joseConcatKDF(t *testing.T, shared []byte, enc ContentEncryption) []byte {
 	t.Helper()
 	lengthPrefixed := func(s string) []byte {
-		return append(binary.BigEndian.AppendUint32(nil, uint32(len(s))), s...) //nolint:gosec // short
+		return append(binary.BigEndian.AppendUint32(nil, uint32(len(s))), s...)
 	}
-	bits := binary.BigEndian.AppendUint32(nil, uint32(enc.KeySize()*8)) //nolint:gosec // up to 512
+	bits := binary.BigEndian.AppendUint32(nil, uint32(enc.KeySize()*8))
 	key := make([]byte, enc.KeySize())
 	kdf := josecipher.NewConcatKDF(crypto.SHA256, shared, lengthPrefixed(string(enc)), lengthPrefixed(""), lengthPrefixed(""), bits, nil)
 	if _, err := kdf.Read(key); err != nil {

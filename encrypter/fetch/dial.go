@@ -103,7 +103,7 @@ func (c *Client) dialAny(ctx context.Context, t *target, addrs []netip.Addr) (ne
 	}
 	var errs []error
 	for i, a := range addrs {
-		conn, err := c.dialOne(ctx, t, netip.AddrPortFrom(a, uint16(t.port)), len(addrs)-i)
+		conn, err := c.dialOne(ctx, t, netip.AddrPortFrom(a, uint16(t.port)), len(addrs)-i) //nolint:gosec // parse has checked that it is a port
 		if err == nil {
 			return conn, nil
 		}

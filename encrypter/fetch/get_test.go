@@ -80,7 +80,7 @@ func TestRequestCarriesNothingOfTheService(t *testing.T) {
 		if got := r.Header.Get("Accept-Encoding"); got != "identity" {
 			t.Errorf("got Accept-Encoding %q, want identity", got)
 		}
-		if r.Method != "GET" || r.RequestURI != "/jwks.json?v=1" || r.ProtoMajor != 1 {
+		if r.Method != http.MethodGet || r.RequestURI != "/jwks.json?v=1" || r.ProtoMajor != 1 {
 			t.Errorf("got %s %s %s", r.Method, r.RequestURI, r.Proto)
 		}
 	}

@@ -45,7 +45,7 @@ func newKey(index int, m members, check rsaCheck) *Key {
 	}
 	k.setMaterial(m, check)
 	if k.State == Usable {
-		k.checkMembers(m)
+		k.checkMembers()
 	}
 	if k.State == Usable {
 		k.checkCertificate(m)
@@ -84,7 +84,7 @@ func (k *Key) setMaterial(m members, check rsaCheck) {
 
 // checkMembers checks the members that say what a key is for (RFC 7517,
 // sections 4.2, 4.3 and 4.5).
-func (k *Key) checkMembers(m members) {
+func (k *Key) checkMembers() {
 	if len(k.KeyID) > maxKeyIDBytes {
 		k.reject("its kid has %d bytes, more than the allowed %d: give it a shorter one", len(k.KeyID), maxKeyIDBytes)
 		return

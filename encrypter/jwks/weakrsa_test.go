@@ -115,7 +115,7 @@ func TestWeakRSAKeyIsRejected(t *testing.T) {
 		{"factor 3", withModulus(new(big.Int).Mul(rough, big.NewInt(3*2039))), "divisible by 3,"},
 		{"factor 2039", withModulus(new(big.Int).Mul(rough, big.NewInt(2039))), "divisible by 2039,"},
 		{"square", withModulus(new(big.Int).Mul(p, p)), "Fermat"},
-		{"neighbouring primes", withModulus(new(big.Int).Mul(p, nextPrime(p))), "Fermat"},
+		{"neighboring primes", withModulus(new(big.Int).Mul(p, nextPrime(p))), "Fermat"},
 		{"ROCA", withModulus(new(big.Int).Mul(rocaPrime(t, 1024), rocaPrime(t, 1024))), "ROCA"},
 	}
 	testBadKeys(t, jwks.Rejected, tests)
@@ -152,11 +152,8 @@ func TestROCANeedsEveryPrime(t *testing.T) {
 	for new(big.Int).Mod(n, big.NewInt(5)).Int64() != 65537%5 {
 		n.Add(n, rest)
 	}
-	for { // clear of the primes that follow
-		if new(big.Int).GCD(nil, nil, n, primesTo(1000)).Cmp(big.NewInt(1)) == 0 {
-			break
-		}
-		n.Add(n, m)
+	for new(big.Int).GCD(nil, nil, n, primesTo(1000)).Cmp(big.NewInt(1)) != 0 {
+		n.Add(n, m) // clear of the primes that follow
 	}
 	if k := parse(t, withModulus(n)).Keys()[0]; k.State != jwks.Usable {
 		t.Errorf("no common logarithm: %v (%s), want usable", k.State, k.Reason)

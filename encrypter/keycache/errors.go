@@ -1,0 +1,59 @@
+package keycache
+
+import (
+	"errors"
+	"time"
+)
+
+// Errors of the cache. Those of the registry pass through it unchanged.
+var (
+	// ErrNoSetting: the client is registered, and not for this kind of token.
+	// Its registration must be changed.
+	ErrNoSetting = errors.New("the client has no setting for this kind of token")
+
+	// ErrUnusable: no key in the client's set fits its setting. The client has
+	// to publish another key, or its registration must be changed.
+	ErrUnusable = errors.New("no key of the client fits its setting")
+
+	// ErrUnavailable: the client's keys have never been fetched and cannot be
+	// fetched now. Try again later.
+	ErrUnavailable = errors.New("the client's keys could not be fetched")
+
+	// ErrExpired: the last good set is older than the bound and cannot be
+	// refreshed. The client's host has to be repaired.
+	ErrExpired = errors.New("the client's keys are too old to be used and could not be refreshed")
+
+	// ErrLimited: this key set was fetched only a moment ago. Try again later.
+	ErrLimited = errors.New("the client's keys were looked at only a moment ago")
+
+	// ErrNotRefreshable: the client's keys do not come from a URL.
+	ErrNotRefreshable = errors.New("the client's keys do not come from a jwks_uri")
+)
+
+// FetchError is a failed fetch as callers may see it: what follows from it,
+// and an id under which the log has the truth. What happened on the network is
+// not told, so that nobody can look around in ours.
+type FetchError struct {
+	// ID finds the line in the log.
+	ID string
+	// RetryAfter is when it makes sense to try again.
+	RetryAfter time.Duration
+	// Err is ErrUnavailable or ErrExpired.
+	Err error
+}
+
+func (e *FetchError) Error() string {
+	return e.Err.Error() + " (incident " + e.ID + ")"
+}
+
+func (e *FetchError) Unwrap() error { return e.Err }
+
+// LimitError is ErrLimited with the time to wait.
+type LimitError struct {
+	// RetryAfter is when the set may be looked at again.
+	RetryAfter time.Duration
+}
+
+func (e *LimitError) Error() string { return ErrLimited.Error() }
+
+func (e *LimitError) Unwrap() error { return ErrLimited }

@@ -1,0 +1,291 @@
+// Package keycache holds the encryption keys of clients in memory, compiled
+// and ready, and keeps those that come from a jwks_uri up to date.
+//
+// An encrypter gets no signal that a key is out of date: it chooses the key,
+// so it never misses. It lives by the clock alone. A fetched set is fresh for
+// as long as its host said, within bounds; it is fetched again in the
+// background before that time is over; if that fails, the last good set stays
+// in use and is flagged as stale, until a bound after which it is refused. A
+// caller never waits for the refresh of a set that may still be used.
+//
+// The hot path is one look-up in memory, without a lock and without a database
+// or a network: everything that can be prepared for a client (the choice of
+// the key, the encoded header) is prepared once for each registration and key
+// set. Both are bounded in number, and what falls out is read again from the
+// store, where the last good set is kept as well: a process that restarts
+// while a client's host is down still encrypts to it.
+//
+// What a URL is allowed to be and how it is fetched is decided in
+// encrypter/fetch, which key of a set is used in encrypter/jwks, who may change
+// a registration in the server.
+package keycache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/encrypter/fetch"
+	"github.com/bulla-project/bulla/encrypter/jwks"
+	"github.com/bulla-project/bulla/encrypter/registry"
+)
+
+// Fetcher gets the JWK Set of a URL. It is implemented by fetch.Client, which
+// says what its errors mean.
+type Fetcher interface {
+	Get(ctx context.Context, req fetch.Request) (*fetch.Response, error)
+}
+
+// Policy bounds the life of a fetched key set.
+type Policy struct {
+	// MinRefresh is the shortest time a set counts as fresh, whatever its host
+	// says. Default 1 minute.
+	MinRefresh time.Duration
+	// DefaultRefresh is how long a set is fresh whose host does not say.
+	// Default 10 minutes.
+	DefaultRefresh time.Duration
+	// MaxRefresh is the longest time a set counts as fresh. Default 24 hours.
+	MaxRefresh time.Duration
+	// MaxStale is how long after the end of its freshness a set that cannot be
+	// refreshed stays in use. Default 24 hours.
+	MaxStale time.Duration
+}
+
+// Config is what a Cache is made of.
+type Config struct {
+	// Store keeps registrations and last good sets. Required.
+	Store registry.Store
+	// Fetcher gets key sets. Required.
+	Fetcher Fetcher
+	// Policy bounds the life of fetched sets.
+	Policy Policy
+	// Limits bound what a key set may be.
+	Limits jwks.Limits
+	// MaxClients is how many clients are kept ready, and how many key sets.
+	// Default 100 000.
+	MaxClients int
+	// FetchTimeout bounds one fetch, and how long a caller waits for the first
+	// one of a set. Default 5 seconds.
+	FetchTimeout time.Duration
+	// ForcedEvery is the least time between two forced refreshes of one URL.
+	// Default 10 seconds.
+	ForcedEvery time.Duration
+	// Fetchers is how many refreshes run at once in the background. Default 16.
+	Fetchers int
+	// IdleAfter is how long a set may go unused before it is no longer
+	// refreshed. Default 7 days.
+	IdleAfter time.Duration
+	// Logger gets the truth about failed fetches. Default: none.
+	Logger *slog.Logger
+}
+
+func (c *Config) setDefaults() error {
+	if c.Store == nil || c.Fetcher == nil {
+		return errors.New("keycache: Store and Fetcher are required")
+	}
+	for _, d := range []struct {
+		value *time.Duration
+		or    time.Duration
+	}{
+		{&c.Policy.MinRefresh, time.Minute},
+		{&c.Policy.DefaultRefresh, 10 * time.Minute},
+		{&c.Policy.MaxRefresh, 24 * time.Hour},
+		{&c.Policy.MaxStale, 24 * time.Hour},
+		{&c.FetchTimeout, 5 * time.Second},
+		{&c.ForcedEvery, 10 * time.Second},
+		{&c.IdleAfter, 7 * 24 * time.Hour},
+	} {
+		if *d.value == 0 {
+			*d.value = d.or
+		}
+	}
+	if c.MaxClients == 0 {
+		c.MaxClients = 100_000
+	}
+	if c.Fetchers == 0 {
+		c.Fetchers = 16
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	p := c.Policy
+	if p.MinRefresh > p.DefaultRefresh || p.DefaultRefresh > p.MaxRefresh {
+		return errors.New("keycache: need MinRefresh <= DefaultRefresh <= MaxRefresh")
+	}
+	return nil
+}
+
+// Cache holds clients' recipients. It is safe for concurrent use.
+type Cache struct {
+	cfg     Config
+	clients *otter.Cache[clientKey, *client]
+	unknown *otter.Cache[clientKey, struct{}]
+	sources *otter.Cache[string, *source]
+
+	clientLoads singleflight.Group
+	sourceLoads singleflight.Group
+
+	// changes counts the invalidations of the clients that hash to a slot. A
+	// load that began before an invalidation must not leave its result behind.
+	changes [256]atomic.Uint64
+
+	refreshes *schedule
+
+	// ctx ends with Close; work that outlives its caller lives by it.
+	ctx    context.Context
+	cancel context.CancelFunc
+	// work counts goroutines started on behalf of callers. startMu orders its
+	// Add against Close's Wait.
+	work    sync.WaitGroup
+	startMu sync.Mutex
+}
+
+// unknownFor is how long a client that is not in the store is remembered as
+// unknown, so that asking for it costs nothing. It bounds how late a
+// registration made elsewhere is seen.
+const unknownFor = time.Second
+
+// New makes a Cache. The caller starts Run for refreshes in the background,
+// and calls Close at the end.
+func New(cfg Config) (*Cache, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	clients, err := otter.New(&otter.Options[clientKey, *client]{MaximumSize: cfg.MaxClients})
+	if err != nil {
+		return nil, fmt.Errorf("keycache: %w", err)
+	}
+	unknown, err := otter.New(&otter.Options[clientKey, struct{}]{
+		MaximumSize:      10_000,
+		ExpiryCalculator: otter.ExpiryWriting[clientKey, struct{}](unknownFor),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("keycache: %w", err)
+	}
+	sources, err := otter.New(&otter.Options[string, *source]{MaximumSize: cfg.MaxClients})
+	if err != nil {
+		return nil, fmt.Errorf("keycache: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Cache{
+		cfg: cfg, clients: clients, unknown: unknown, sources: sources,
+		refreshes: newSchedule(), ctx: ctx, cancel: cancel,
+	}, nil
+}
+
+// Close ends all work in the background and waits for it.
+func (c *Cache) Close() {
+	c.startMu.Lock()
+	c.cancel()
+	c.startMu.Unlock()
+	c.work.Wait()
+	c.clients.StopAllGoroutines()
+	c.unknown.StopAllGoroutines()
+	c.sources.StopAllGoroutines()
+}
+
+// start runs f on a goroutine that Close waits for. It reports false, and runs
+// nothing, once the cache is closed.
+func (c *Cache) start(f func()) bool {
+	c.startMu.Lock()
+	defer c.startMu.Unlock()
+	if c.ctx.Err() != nil {
+		return false
+	}
+	c.work.Go(f)
+	return true
+}
+
+// Recipient is what the cache knows of one client for one kind of token.
+type Recipient struct {
+	// Setting is how tokens of this kind are made for the client.
+	Setting registry.Setting
+	// Recipient encrypts to the client. It is nil if the setting says that
+	// tokens of this kind are signed only.
+	*encrypter.Recipient
+	// Thumbprint is the RFC 7638 SHA-256 thumbprint of the client's key.
+	Thumbprint string
+	// Stale says that the key set is past its freshness.
+	Stale bool
+	// FetchedAt is when the set was last fetched or confirmed; zero for keys
+	// that were registered as they are.
+	FetchedAt time.Time
+}
+
+// Recipient returns the client's recipient for tokens of the given kind. For a
+// client in memory it neither waits nor allocates. Errors: registry.ErrNotFound,
+// ErrNoSetting, ErrUnusable, ErrUnavailable, ErrExpired,
+// registry.ErrUnavailable, or the context's.
+func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (Recipient, error) {
+	cl, err := c.client(ctx, clientKey{issuer, clientID})
+	if err != nil {
+		return Recipient{}, err
+	}
+	if cl.uri == "" {
+		return cl.static.recipient(kind)
+	}
+	setting, ok := cl.setting(kind)
+	if !ok {
+		return Recipient{}, ErrNoSetting
+	}
+	if setting.EncryptionAlgorithm == "" {
+		return Recipient{Setting: setting}, nil
+	}
+	src, state, err := c.usable(ctx, cl.uri)
+	if err != nil {
+		return Recipient{}, err
+	}
+	src.touch(time.Now())
+	got, err := cl.compiled(state).recipient(kind)
+	if err != nil {
+		return Recipient{}, err
+	}
+	got.FetchedAt = state.keySet.FetchedAt
+	got.Stale = time.Now().After(state.keySet.FreshUntil)
+	return got, nil
+}
+
+// Setting returns how tokens of the given kind are made for the client. It
+// needs none of the client's keys. Errors: registry.ErrNotFound, ErrNoSetting,
+// registry.ErrUnavailable, or the context's.
+func (c *Cache) Setting(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (registry.Setting, error) {
+	cl, err := c.client(ctx, clientKey{issuer, clientID})
+	if err != nil {
+		return registry.Setting{}, err
+	}
+	setting, ok := cl.setting(kind)
+	if !ok {
+		return registry.Setting{}, ErrNoSetting
+	}
+	return setting, nil
+}
+
+// Invalidate forgets what is in memory of a client. It is called when the
+// client's registration has changed; whoever asks after it has returned gets
+// the new one.
+func (c *Cache) Invalidate(issuer, clientID string) {
+	key := clientKey{issuer, clientID}
+	c.changes[key.slot()].Add(1)
+	c.clientLoads.Forget(key.String())
+	c.clients.Invalidate(key)
+	c.unknown.Invalidate(key)
+}
+
+// Stats counts what the cache holds.
+type Stats struct {
+	// Clients and KeySets are how many are in memory.
+	Clients, KeySets int
+}
+
+// Stats counts what the cache holds.
+func (c *Cache) Stats() Stats {
+	return Stats{Clients: c.clients.EstimatedSize(), KeySets: c.sources.EstimatedSize()}
+}

@@ -1,0 +1,91 @@
+package server
+
+import (
+	"github.com/bulla-project/bulla/encrypter/jwks"
+	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/encrypter/registry"
+	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+)
+
+// clientKey is a registration and its status as the API shows them.
+func clientKey(reg *registry.Registration, status *keycache.Status) *bullav1.ClientKey {
+	key := &bullav1.ClientKey{
+		Issuer:        reg.Issuer,
+		ClientId:      reg.ClientID,
+		Source:        sourceOf(reg.Source),
+		JwksUri:       reg.Source.JWKSURI,
+		State:         stateOf(status.State),
+		StateReason:   status.Reason,
+		StateSince:    timestamp(status.Since),
+		FetchedAt:     timestamp(status.FetchedAt),
+		NextRefreshAt: timestamp(status.NextRefreshAt),
+		ExpiresAt:     timestamp(status.ExpiresAt),
+		Warnings:      status.Warnings,
+		Revision:      formatRevision(reg.Revision),
+		CreatedAt:     timestamp(reg.CreatedAt),
+		UpdatedAt:     timestamp(reg.UpdatedAt),
+	}
+	for _, s := range reg.Settings {
+		key.Settings = append(key.Settings, responseSetting(s))
+	}
+	for _, r := range status.Recipients {
+		key.ChosenKeys = append(key.ChosenKeys, &bullav1.ChosenKey{
+			TokenKind:           kindOf(string(r.Setting.Kind)),
+			KeyId:               r.KeyID(),
+			Thumbprint:          r.Thumbprint,
+			EncryptionAlgorithm: string(r.Algorithm()),
+			ContentEncryption:   string(r.ContentEncryption()),
+		})
+	}
+	return key
+}
+
+func responseSetting(s registry.Setting) *bullav1.ResponseSetting {
+	return &bullav1.ResponseSetting{
+		TokenKind:           kindOf(string(s.Kind)),
+		SigningAlgorithm:    s.SigningAlgorithm,
+		EncryptionAlgorithm: s.EncryptionAlgorithm,
+		ContentEncryption:   s.ContentEncryption,
+		KeyId:               s.KeyID,
+	}
+}
+
+func sourceOf(source registry.Source) bullav1.KeySource {
+	switch {
+	case source.JWKSURI != "":
+		return bullav1.KeySource_KEY_SOURCE_JWKS_URI
+	case len(source.JWKS) > 0:
+		return bullav1.KeySource_KEY_SOURCE_JWKS
+	}
+	return bullav1.KeySource_KEY_SOURCE_UNSPECIFIED
+}
+
+func stateOf(state keycache.State) bullav1.ClientKeyState {
+	switch state {
+	case keycache.Ready:
+		return bullav1.ClientKeyState_CLIENT_KEY_STATE_READY
+	case keycache.Stale:
+		return bullav1.ClientKeyState_CLIENT_KEY_STATE_STALE
+	case keycache.Expired:
+		return bullav1.ClientKeyState_CLIENT_KEY_STATE_EXPIRED
+	case keycache.Failing:
+		return bullav1.ClientKeyState_CLIENT_KEY_STATE_FAILING
+	case keycache.NoUsableKey:
+		return bullav1.ClientKeyState_CLIENT_KEY_STATE_NO_USABLE_KEY
+	}
+	return bullav1.ClientKeyState_CLIENT_KEY_STATE_UNSPECIFIED
+}
+
+func keyVerdict(v jwks.Verdict) *bullav1.KeyVerdict {
+	return &bullav1.KeyVerdict{
+		Index:      int32(v.Key.Index), //nolint:gosec // a set holds at most a few hundred keys
+		KeyId:      v.Key.KeyID,
+		KeyType:    v.Key.Type,
+		Curve:      v.Key.Curve,
+		Use:        v.Key.Use,
+		Algorithm:  v.Key.Algorithm,
+		Thumbprint: v.Key.Thumbprint,
+		Chosen:     v.Outcome == jwks.Chosen,
+		Reason:     v.Reason,
+	}
+}

@@ -1,0 +1,101 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/bulla-project/bulla/server/issuer"
+)
+
+// JWKSHandler serves /jwks/{issuer} to verifiers: the public keys of an issuer,
+// with how long they may be cached. It serves nothing else, and needs no HSM.
+func JWKSHandler(issuers *issuer.Directory, keys SigningKeys, maxAge func(issuer string) time.Duration) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /jwks/{issuer}", func(w http.ResponseWriter, r *http.Request) {
+		found, err := issuers.Find(r.PathValue("issuer"))
+		if err != nil {
+			http.Error(w, "no such issuer", http.StatusNotFound)
+			return
+		}
+		doc, etag, _, err := keys.JWKS(found.Name())
+		if err != nil {
+			// An empty set that verifiers cache would outlive the trouble.
+			w.Header().Set("Retry-After", "5")
+			http.Error(w, "the keys are not known yet", http.StatusServiceUnavailable)
+			return
+		}
+		h := w.Header()
+		h.Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(maxAge(found.Name()).Seconds())))
+		h.Set("ETag", etag)
+		h.Set("X-Content-Type-Options", "nosniff")
+		if r.Header.Get("If-None-Match") == etag {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		h.Set("Content-Type", "application/jwk-set+json")
+		_, _ = w.Write(doc) //nolint:gosec // a JSON document of our own, sent as one; an error means that the verifier hung up
+	})
+	return mux
+}
+
+// OpsHandler serves /livez, /readyz and /metrics to those who run the service.
+func OpsHandler(ready func() error, metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.Handle("GET /metrics", metrics)
+	return mux
+}
+
+// Web is a small HTTP server with an owner.
+type Web struct{ http http.Server }
+
+// NewWeb makes a server of handler, over TLS unless tlsConfig is nil.
+func NewWeb(handler http.Handler, tlsConfig *tls.Config, logger *slog.Logger) *Web {
+	return &Web{http: http.Server{
+		Handler:           handler,
+		TLSConfig:         tlsConfig,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+	}}
+}
+
+// Serve answers requests on lis until Shutdown. It returns nil then.
+func (w *Web) Serve(lis net.Listener) error {
+	var err error
+	if w.http.TLSConfig != nil {
+		err = w.http.ServeTLS(lis, "", "")
+	} else {
+		err = w.http.Serve(lis)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown waits for requests in flight until ctx ends, and cuts off what is
+// left.
+func (w *Web) Shutdown(ctx context.Context) {
+	if w.http.Shutdown(ctx) != nil {
+		_ = w.http.Close() // its errors are those of connections we give up
+	}
+}

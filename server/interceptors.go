@@ -1,0 +1,190 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/authz"
+)
+
+// Observer is told of every call.
+type Observer interface {
+	// RPC is told a call's method, gRPC code, error reason (empty if it went
+	// well) and duration.
+	RPC(method, code, reason string, took time.Duration)
+	// Panic counts a panic that was caught.
+	Panic()
+}
+
+// pushback is the trailer by which gRPC clients are told when to try again
+// (gRFC A6).
+const pushback = "grpc-retry-pushback-ms"
+
+// interceptors is what every call passes through, from the outside in.
+func (s *Server) interceptors() (unary []grpc.UnaryServerInterceptor, stream []grpc.StreamServerInterceptor) {
+	return []grpc.UnaryServerInterceptor{
+			s.observeUnary,
+			s.recoverUnary,
+			s.identifyUnary,
+		}, []grpc.StreamServerInterceptor{
+			s.observeStream,
+			s.recoverStream,
+			s.identifyStream,
+		}
+}
+
+// observeUnary turns the error of a call into a status, counts it, and logs
+// what the caller is not told.
+func (s *Server) observeUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	began := time.Now()
+	res, err := next(ctx, req)
+	err = s.finish(ctx, info.FullMethod, began, err, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
+	return res, err
+}
+
+func (s *Server) observeStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	began := time.Now()
+	err := next(srv, stream)
+	return s.finish(stream.Context(), info.FullMethod, began, err, stream.SetTrailer)
+}
+
+func (s *Server) finish(ctx context.Context, method string, began time.Time, err error, setTrailer func(metadata.MD)) error {
+	if err == nil {
+		s.cfg.Observer.RPC(method, codes.OK.String(), "", time.Since(began))
+		return nil
+	}
+	if !ours(method) {
+		s.cfg.Observer.RPC(method, status.Code(err).String(), "", time.Since(began))
+		return err
+	}
+	st := statusOf(err)
+	s.cfg.Observer.RPC(method, st.Code().String(), Reason(err), time.Since(began))
+	s.log.LogAttrs(ctx, levelOf(st.Code()), "call failed",
+		slog.String("rpc", method), slog.String("code", st.Code().String()),
+		slog.String("reason", Reason(err)), slog.Any("error", err))
+	for _, d := range st.Details() {
+		if retry, ok := d.(*errdetails.RetryInfo); ok {
+			setTrailer(metadata.Pairs(pushback, strconv.FormatInt(retry.GetRetryDelay().AsDuration().Milliseconds(), 10)))
+		}
+	}
+	return st.Err()
+}
+
+// levelOf keeps what callers do wrong out of the operator's way.
+func levelOf(code codes.Code) slog.Level {
+	switch code {
+	case codes.Internal:
+		return slog.LevelError
+	case codes.Unavailable, codes.ResourceExhausted:
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
+}
+
+// recoverUnary keeps the process alive through a panic in a handler. The
+// caller learns nothing of it; the log gets the stack.
+func (s *Server) recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (res any, err error) {
+	defer s.caught(ctx, info.FullMethod, &err)
+	return next(ctx, req)
+}
+
+func (s *Server) recoverStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer s.caught(stream.Context(), info.FullMethod, &err)
+	return next(srv, stream)
+}
+
+func (s *Server) caught(ctx context.Context, method string, err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	s.cfg.Observer.Panic()
+	// The value may hold what a request held; its type and the stack do not.
+	s.log.ErrorContext(ctx, "panic", "rpc", method, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+	*err = fmt.Errorf("panic in %s", method)
+}
+
+// call is what is known of a call before its request is looked at.
+type call struct{ rpc, caller string }
+
+type callKey struct{}
+
+func callOf(ctx context.Context) call {
+	c, _ := ctx.Value(callKey{}).(call)
+	return c
+}
+
+// identifyUnary finds out who calls. Health checks and reflection need no
+// identity beyond the connection's certificate.
+func (s *Server) identifyUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	ctx, err := s.identify(ctx, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
+func (s *Server) identifyStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	ctx, err := s.identify(stream.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return next(srv, identified{stream, ctx})
+}
+
+// identified is a stream with the identity in its context.
+type identified struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // a gRPC stream is its context
+}
+
+func (s identified) Context() context.Context { return s.ctx }
+
+func (s *Server) identify(ctx context.Context, method string) (context.Context, error) {
+	if !ours(method) {
+		return ctx, nil
+	}
+	caller, err := s.caller(ctx)
+	if err != nil {
+		if failed := s.cfg.Auditor.Record(ctx, audit.Event{Outcome: audit.Denied, RPC: method, Reason: Reason(err)}); failed != nil {
+			s.log.ErrorContext(ctx, "denial not audited", "rpc", method, "error", failed)
+		}
+		return nil, err
+	}
+	return context.WithValue(ctx, callKey{}, call{rpc: method, caller: caller}), nil
+}
+
+// caller is the identity in the verified certificate of the connection. In
+// development, where there is none, everybody is the development caller.
+func (s *Server) caller(ctx context.Context) (string, error) {
+	if s.cfg.Development {
+		return authz.DevelopmentCaller, nil
+	}
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return authz.CallerFrom(nil)
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return authz.CallerFrom(nil)
+	}
+	return authz.CallerFrom(info.State.VerifiedChains[0][0])
+}
+
+// ours reports whether a method belongs to this API, and not to the services
+// that come with gRPC.
+func ours(method string) bool { return strings.HasPrefix(method, "/bulla.v1.") }
