@@ -71,7 +71,8 @@ type Backend interface {
 	// OpenKey finds the key that ref names, in the backend's own notation,
 	// reads its public half and binds it to alg. The algorithm is a parameter
 	// because a reference cannot say it: one RSA key could sign RS256 or
-	// PS256. Errors are those of Key.Sign, and ErrReference.
+	// PS256. It returns when ctx ends. Errors are those of Key.Sign, and
+	// ErrReference.
 	OpenKey(ctx context.Context, ref string, alg Algorithm) (Key, error)
 
 	// Check asks the backend for something real and cheap, and returns nil if

@@ -1,0 +1,359 @@
+package keyring
+
+import (
+	"context"
+	"crypto"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/signer"
+)
+
+// issuer looks after the rings of one issuer. All fields but current belong to
+// one goroutine: that of New, then that of run. Calls to backends run beside
+// it and hand back what is to be done with their result.
+type issuer struct {
+	cfg        *Config
+	name       string
+	defaultAlg kms.Algorithm
+	log        *slog.Logger
+
+	// current is what readers see.
+	current atomic.Pointer[view]
+
+	rings    map[kms.Algorithm]*Ring // as last read or written
+	asOf     time.Time               // when they were read, zero if never
+	reloadTo task                    // reading them again
+	slots    map[slotID]*slot
+	listed   []*listedKey
+	reported map[slotID]bool // keys and rings that the log has been told of
+}
+
+// slotID names a key of an issuer.
+type slotID struct {
+	alg   kms.Algorithm
+	keyID string
+}
+
+// job is the part of a task that may take long. It touches nothing of the
+// issuer's, and returns what is to be done with its result by the loop.
+type job func(context.Context) (apply func(context.Context))
+
+// task is something that is done again and again, with back-off while it
+// fails.
+type task struct {
+	due      time.Time // by time.Now; zero is at once
+	running  bool
+	failures int
+	problem  error // of the last time
+}
+
+// slot is a key of a ring, with what this replica knows of it.
+type slot struct {
+	task
+	alg        kms.Algorithm
+	entry      Entry
+	pub        crypto.PublicKey // nil if the entry is refused
+	jwk        []byte           // likewise
+	key        *signer.SigningKey
+	skipVerify bool
+}
+
+// listedKey is a key of the configuration. Its task is to prove the locations
+// that are not in the ring yet.
+type listedKey struct {
+	task
+	Key
+}
+
+func newIssuer(cfg *Config, ic Issuer) *issuer {
+	i := &issuer{
+		cfg:        cfg,
+		name:       ic.Name,
+		defaultAlg: ic.DefaultAlgorithm,
+		log:        cfg.Logger.With("issuer", ic.Name),
+		rings:      map[kms.Algorithm]*Ring{},
+		slots:      map[slotID]*slot{},
+		reported:   map[slotID]bool{},
+	}
+	if i.defaultAlg == "" {
+		i.defaultAlg = ic.Keys[0].Algorithm
+	}
+	for _, key := range ic.Keys {
+		i.listed = append(i.listed, &listedKey{Key: key, task: task{problem: errNotTried}})
+	}
+	return i
+}
+
+// run is the loop of the issuer: start what is due, wait for a result or for
+// the next thing to be due.
+func (i *issuer) run(ctx context.Context) {
+	type result struct {
+		of    *task
+		apply func(context.Context)
+	}
+	results := make(chan result)
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	start := func(t *task, j job) {
+		t.running = true
+		jobs.Go(func() {
+			apply := j(ctx)
+			select {
+			case results <- result{t, apply}:
+			case <-ctx.Done():
+			}
+		})
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		if !i.reloadTo.due.After(now) {
+			i.reload(ctx)
+		}
+		next := i.reloadTo.due
+		for t, j := range i.tasks() {
+			if t.due.After(now) {
+				if t.due.Before(next) {
+					next = t.due
+				}
+				continue
+			}
+			start(t, j)
+		}
+		i.publish()
+		timer.Reset(time.Until(next))
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-results:
+			r.of.running = false
+			r.apply(ctx)
+		case <-timer.C:
+		}
+	}
+}
+
+// tasks yields what is to be done and not under way, due or not.
+func (i *issuer) tasks() iter.Seq2[*task, job] {
+	return func(yield func(*task, job) bool) {
+		now := i.cfg.Clock()
+		for _, s := range i.slots {
+			if state := s.entry.State(now); s.pub == nil || s.running || state != Active && state != Next {
+				continue
+			}
+			j := i.opening(s)
+			if s.key != nil {
+				j = i.probing(s)
+			}
+			if !yield(&s.task, j) {
+				return
+			}
+		}
+		if i.asOf.IsZero() {
+			return // what is not known cannot be added to
+		}
+		for _, l := range i.listed {
+			unproven := i.unproven(l)
+			if l.running || len(unproven) == 0 {
+				continue
+			}
+			if !yield(&l.task, i.proving(l, unproven)) {
+				return
+			}
+		}
+	}
+}
+
+// ok notes a success; the task is due again after wait.
+func (t *task) ok(wait time.Duration) {
+	t.failures, t.problem, t.due = 0, nil, time.Now().Add(wait)
+}
+
+// failed notes a failure; the task is due again after a wait that doubles with
+// each failure up to most, a fifth more or less.
+func (t *task) failed(cfg *Config, err error, most time.Duration) {
+	wait := min(cfg.RetryMin, most)
+	for n := t.failures; n > 0 && wait < most; n-- {
+		wait = min(2*wait, most)
+	}
+	t.failures++
+	t.problem = err
+	t.due = time.Now().Add(wait*4/5 + rand.N(wait*2/5+1)) //nolint:gosec // spreading load is no secret
+}
+
+// noteworthy reports whether err is news after the task's last problem, so
+// that a lasting failure is logged once.
+func (t *task) noteworthy(err error) bool {
+	return t.problem == nil || t.problem.Error() != err.Error()
+}
+
+// reload reads the rings from the store. If it cannot, the last ones stay.
+func (i *issuer) reload(ctx context.Context) {
+	bounded, cancel := context.WithTimeout(ctx, i.cfg.Timeout)
+	defer cancel()
+	rings, err := i.cfg.Store.Rings(bounded, i.name)
+	if err != nil {
+		err = fmt.Errorf("read the key rings from the store: %w", err)
+		if i.reloadTo.noteworthy(err) && ctx.Err() == nil {
+			i.log.Warn("key rings cannot be read, going on with what is known", "error", err)
+		}
+		i.reloadTo.failed(i.cfg, err, i.cfg.ReloadInterval)
+		return
+	}
+	if i.reloadTo.problem != nil {
+		i.log.Info("key rings can be read again")
+	}
+	i.reloadTo.ok(i.cfg.ReloadInterval)
+	i.asOf = i.cfg.Clock()
+	clear(i.rings)
+	for _, r := range rings {
+		if !r.Algorithm.Known() || r.Issuer != i.name {
+			if id := (slotID{alg: r.Algorithm}); !i.reported[id] {
+				i.reported[id] = true
+				i.log.Error("stored key ring left alone: it is of another issuer or of an algorithm this version does not know", "ring_issuer", r.Issuer, "algorithm", r.Algorithm)
+			}
+			continue
+		}
+		i.rings[r.Algorithm] = r
+	}
+	i.adopt()
+}
+
+// adopt makes the slots those of the rings. Keys that stay keep what is known
+// of them.
+func (i *issuer) adopt() {
+	before := i.slots
+	i.slots = make(map[slotID]*slot, len(before))
+	holder := map[string]kms.Algorithm{} // of each kid
+	for _, c := range i.byAge() {
+		id := slotID{c.alg, c.entry.KeyID}
+		if i.slots[id] != nil {
+			continue // named twice in one ring: the older one counts
+		}
+		s := before[id]
+		if s == nil {
+			s = &slot{alg: c.alg, task: task{problem: errNotTried}}
+		}
+		s.entry = c.entry
+		s.skipVerify = false
+		if l := i.listedFor(c.alg, c.entry); l != nil {
+			s.skipVerify = l.SkipVerify
+		}
+		i.slots[id] = s
+
+		pub, _, err := signer.ParsePublicJWK(c.entry.PublicJWK, c.alg)
+		if err == nil {
+			var kid string
+			if kid, err = signer.Thumbprint(pub); err == nil && kid != c.entry.KeyID {
+				err = fmt.Errorf("%w: the stored public key is that of kid %s", kms.ErrKeyMismatch, kid)
+			}
+		}
+		if other, taken := holder[c.entry.KeyID]; err == nil && taken {
+			err = fmt.Errorf("%w (it signs %s)", ErrKeyShared, other)
+		}
+		if err == nil {
+			s.jwk, err = signer.PublicJWK(pub, c.alg)
+		}
+		if err != nil {
+			if s.noteworthy(err) {
+				i.log.Error("stored signing key refused: it is neither used nor published", "algorithm", c.alg, "key_id", c.entry.KeyID, "error", err)
+			}
+			s.pub, s.jwk, s.key, s.problem = nil, nil, nil, err
+			continue
+		}
+		if s.pub == nil { // new, or refused until now
+			s.due, s.problem = time.Time{}, errNotTried
+		}
+		s.pub = pub
+		holder[c.entry.KeyID] = c.alg
+	}
+	i.reportUnlisted()
+}
+
+type ringEntry struct {
+	alg   kms.Algorithm
+	entry Entry
+}
+
+// byAge are the entries of all rings in the order they were published, ties in
+// the order of the algorithms.
+func (i *issuer) byAge() []ringEntry {
+	var all []ringEntry
+	for _, alg := range kms.Algorithms() {
+		if r := i.rings[alg]; r != nil {
+			for _, e := range r.Entries {
+				all = append(all, ringEntry{alg, e})
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b ringEntry) int { return a.entry.PublishAt.Compare(b.entry.PublishAt) })
+	return all
+}
+
+// listedFor is the configured key that shares a location with an entry, nil if
+// there is none.
+func (i *issuer) listedFor(alg kms.Algorithm, e Entry) *listedKey {
+	for _, l := range i.listed {
+		if l.Algorithm == alg && slices.ContainsFunc(l.Locations, func(x Location) bool { return slices.Contains(e.Locations, x) }) {
+			return l
+		}
+	}
+	return nil
+}
+
+// reportUnlisted logs, once each, the keys in use that the configuration lists
+// no more.
+func (i *issuer) reportUnlisted() {
+	now := i.cfg.Clock()
+	for id, s := range i.slots {
+		if state := s.entry.State(now); (state == Active || state == Next) && !i.reported[id] && i.listedFor(id.alg, s.entry) == nil {
+			i.reported[id] = true
+			i.log.Warn("signing key is not listed in the configuration any more and stays in its ring: rotate it out, or list it again",
+				"algorithm", id.alg, "key_id", id.keyID, "state", state, "locations", s.entry.Locations)
+		}
+	}
+}
+
+// publish makes what is known the snapshot that readers see.
+func (i *issuer) publish() {
+	v := &view{asOf: i.asOf, problem: i.reloadTo.problem, rings: map[kms.Algorithm]*ringView{}}
+	ring := func(alg kms.Algorithm) *ringView {
+		if v.rings[alg] == nil {
+			v.rings[alg] = &ringView{}
+		}
+		return v.rings[alg]
+	}
+	now := i.cfg.Clock()
+	for alg, r := range i.rings {
+		rv := ring(alg)
+		for n, e := range r.Entries {
+			if slices.ContainsFunc(r.Entries[:n], func(o Entry) bool { return o.KeyID == e.KeyID }) {
+				continue // named twice: adopt took one
+			}
+			s := i.slots[slotID{alg, e.KeyID}]
+			e = s.entry
+			ev := entryView{Entry: e, jwk: s.jwk, key: s.key, problem: s.problem}
+			if state := e.State(now); s.pub != nil && (state == Retiring || state == Retired) {
+				ev.problem = nil // nobody opens them, and nothing is amiss
+			}
+			rv.entries = append(rv.entries, ev)
+		}
+	}
+	for _, l := range i.listed {
+		rv := ring(l.Algorithm)
+		rv.configured = true
+		if unproven := i.unproven(l); l.problem != nil && len(unproven) > 0 {
+			rv.problems = append(rv.problems, fmt.Errorf("listed key %v: %w", unproven, l.problem))
+		}
+	}
+	i.current.Store(v)
+}

@@ -1,0 +1,226 @@
+package keyring
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/signer"
+)
+
+// view is a snapshot of an issuer, replaced as a whole and never changed.
+type view struct {
+	// asOf is when the rings were last read from the store; zero if never.
+	asOf time.Time
+	// problem is why they could not be read the last time; nil if they could.
+	problem error
+	rings   map[kms.Algorithm]*ringView
+}
+
+// ringView is a ring in a view. It is there for each algorithm that is stored
+// or configured.
+type ringView struct {
+	configured bool
+	entries    []entryView
+	// problems are what keeps listed keys from joining the ring.
+	problems []error
+}
+
+// entryView is a key in a view.
+type entryView struct {
+	Entry
+	// jwk is the public JWK to publish; nil if the entry is refused.
+	jwk json.RawMessage
+	// key is nil if it is not open.
+	key *signer.SigningKey
+	// problem is why it is not open, or why its last probe failed.
+	problem error
+}
+
+var (
+	errNoneJoined = errors.New("no key has joined the ring yet")
+	errNotTried   = errors.New("it has not been tried yet")
+	errNotLoaded  = errors.New("the key rings have not been read from the store yet")
+)
+
+// active is the open key that signs with alg at now.
+func (v *view) active(alg kms.Algorithm, now time.Time) (*entryView, error) {
+	r, ok := v.rings[alg]
+	if !ok {
+		if v.asOf.IsZero() {
+			// It may be in the store.
+			return nil, fmt.Errorf("%w: %w", ErrNotOpen, v.notLoaded())
+		}
+		return nil, ErrNoKey
+	}
+	var e, coming *entryView
+	for i := range r.entries {
+		switch c := &r.entries[i]; c.State(now) {
+		case Active:
+			if e == nil || c.ActivateAt.After(e.ActivateAt) {
+				e = c
+			}
+		case Next:
+			if !c.ActivateAt.IsZero() && (coming == nil || c.ActivateAt.Before(coming.ActivateAt)) {
+				coming = c
+			}
+		case Retiring, Retired:
+		}
+	}
+	switch {
+	case e == nil && v.asOf.IsZero():
+		return nil, fmt.Errorf("%w: %w", ErrNotOpen, v.notLoaded())
+	case e == nil && len(r.entries) == 0:
+		return nil, fmt.Errorf("%w: %w", ErrNotOpen, all(append(slices.Clone(r.problems), errNoneJoined)...))
+	case e == nil && coming != nil:
+		return nil, fmt.Errorf("%w: key %s begins to sign at %s", ErrNotOpen, coming.KeyID, coming.ActivateAt.UTC().Format(time.RFC3339))
+	case e == nil:
+		return nil, fmt.Errorf("%w: the ring has keys and none is active", ErrNoKey)
+	case e.key == nil:
+		return nil, fmt.Errorf("%w: key %s: %w", ErrNotOpen, e.KeyID, e.problem)
+	}
+	return e, nil
+}
+
+// notLoaded is why the rings are not known.
+func (v *view) notLoaded() error {
+	if v.problem != nil {
+		return v.problem
+	}
+	return errNotLoaded
+}
+
+// algorithms are those of the view, in the order of the table.
+func (v *view) algorithms() []kms.Algorithm {
+	return slices.DeleteFunc(kms.Algorithms(), func(a kms.Algorithm) bool { return v.rings[a] == nil })
+}
+
+// JWKS returns an issuer's JWK Set with its next, active and retiring keys. It
+// needs no backend and no store. etag is a strong entity tag with its quotes
+// (RFC 9110, section 8.8.3), and asOf is when the keys were last read from the
+// store. Errors are ErrIssuerUnknown, ErrUnavailable if they never were, and
+// ErrNotOpen if there is no key to publish yet.
+func (k *Keyring) JWKS(issuer string) (doc []byte, etag string, asOf time.Time, err error) {
+	v, err := k.view(issuer)
+	if err != nil {
+		return nil, "", time.Time{}, err
+	}
+	if v.asOf.IsZero() {
+		return nil, "", time.Time{}, fmt.Errorf("%w: issuer %s: %w", ErrUnavailable, issuer, v.notLoaded())
+	}
+	now := k.clock()
+	var jwks []json.RawMessage
+	for _, alg := range v.algorithms() {
+		for i := range v.rings[alg].entries {
+			if e := &v.rings[alg].entries[i]; e.jwk != nil && e.Published(now) {
+				jwks = append(jwks, e.jwk)
+			}
+		}
+	}
+	if len(jwks) == 0 {
+		// A verifier that caches an empty set refuses good tokens later.
+		return nil, "", time.Time{}, fmt.Errorf("%w: issuer %s: no key has been opened yet, so none is known", ErrNotOpen, issuer)
+	}
+	doc = signer.JWKS(jwks)
+	sum := sha256.Sum256(doc)
+	return doc, `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`, v.asOf, nil
+}
+
+// KeyInfo is what there is to say of a key to an operator.
+type KeyInfo struct {
+	Entry
+	Algorithm kms.Algorithm
+	State     State
+	// Open says that the key can be used by this replica.
+	Open bool
+	// Problem says what is wrong with an active or next key, empty if
+	// nothing is.
+	Problem string
+}
+
+// List returns all keys of an issuer, retired ones included, by algorithm.
+func (k *Keyring) List(issuer string) ([]KeyInfo, error) {
+	v, err := k.view(issuer)
+	if err != nil {
+		return nil, err
+	}
+	if v.asOf.IsZero() {
+		return nil, fmt.Errorf("%w: issuer %s: %w", ErrUnavailable, issuer, v.notLoaded())
+	}
+	now := k.clock()
+	var list []KeyInfo
+	for _, alg := range v.algorithms() {
+		for _, e := range v.rings[alg].entries {
+			info := KeyInfo{Entry: e.Entry, Algorithm: alg, State: e.State(now), Open: e.key != nil}
+			info.Locations = slices.Clone(e.Locations)
+			info.PublicJWK = slices.Clone(e.PublicJWK)
+			if e.problem != nil {
+				info.Problem = e.problem.Error()
+			}
+			list = append(list, info)
+		}
+	}
+	return list, nil
+}
+
+// Algorithms returns the algorithms an issuer signs with, in the order of
+// kms.Algorithms: those configured, and those of which the store has an active
+// key. A key of each exists, or will when its backend has answered once.
+func (k *Keyring) Algorithms(issuer string) ([]kms.Algorithm, error) {
+	v, err := k.view(issuer)
+	if err != nil {
+		return nil, err
+	}
+	now := k.clock()
+	return slices.DeleteFunc(v.algorithms(), func(a kms.Algorithm) bool {
+		r := v.rings[a]
+		return !r.configured && !slices.ContainsFunc(r.entries, func(e entryView) bool { return e.State(now) == Active })
+	}), nil
+}
+
+// Healthy reports whether an issuer can sign with its default algorithm: the
+// key is open and its last signature verified. The reason lists everything
+// that is wrong with the issuer's keys, also where the default is not touched;
+// it is for operators and may name key locations.
+func (k *Keyring) Healthy(issuer string) (ok bool, reason string) {
+	v, err := k.view(issuer)
+	if err != nil {
+		return false, err.Error()
+	}
+	now, defaultAlg := k.clock(), k.issuers[issuer].defaultAlg
+	var reasons []string
+	if v.problem != nil {
+		reasons = append(reasons, v.problem.Error())
+	}
+	for _, alg := range v.algorithms() {
+		e, err := v.active(alg, now)
+		if err == nil {
+			err = e.problem
+		}
+		if alg == defaultAlg {
+			ok = err == nil
+		}
+		if err != nil {
+			reasons = append(reasons, fmt.Sprintf("%s: %v", alg, err))
+		}
+		r := v.rings[alg]
+		for i := range r.entries {
+			if e := &r.entries[i]; e.problem != nil && e.State(now) == Next {
+				reasons = append(reasons, fmt.Sprintf("%s: next key %s: %v", alg, e.KeyID, e.problem))
+			}
+		}
+		if len(r.entries) == 0 {
+			continue // active has told the problems
+		}
+		for _, p := range r.problems {
+			reasons = append(reasons, fmt.Sprintf("%s: %v", alg, p))
+		}
+	}
+	return ok, strings.Join(reasons, "; ")
+}
