@@ -1,0 +1,19 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package audit
+
+import (
+	"os"
+	"syscall"
+)
+
+// lock takes f for this process until f is closed, or fails at once if another
+// has it. Taking back a failed write is only safe while nobody else appends.
+func lock(f *os.File) error {
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err != syscall.EINTR { //nolint:errorlint // a bare errno, compared as the syscall package says
+			return err
+		}
+	}
+}
