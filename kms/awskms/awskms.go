@@ -1,0 +1,172 @@
+// Package awskms signs with keys in AWS KMS.
+//
+// A key is asked for its public half once, when it is opened, and from then on
+// for nothing but signatures. What goes to AWS is the digest of the signing
+// input (MessageType DIGEST), never the input: the claims of a token do not
+// leave the machine, and may be longer than the 4096 bytes that KMS would hash
+// itself. ECDSA signatures come back in DER and leave here as r‖s, as JWS wants
+// them; a signature that is not strict DER is refused.
+//
+// A key is pinned when it is opened: later calls name the key that KMS said it
+// was, not the alias it was found by. An alias that someone points elsewhere
+// changes nothing until a restart, when its new key is a new kid. That the
+// signatures do come from the pinned key is not believed either; whoever
+// releases one verifies it with kms.Verify.
+//
+// RSA keys sign RS256 to PS512, NIST P-256, P-384 and P-521 keys their ES
+// algorithm. Ed25519 keys are refused: KMS signs for them messages of at most
+// 4096 bytes, not digests, and claims may be longer.
+//
+// Region, credentials and retries are the AWS SDK's own: environment, shared
+// files, web identity, container and instance roles; three attempts with
+// back-off, unless AWS_MAX_ATTEMPTS says otherwise. A retry that the caller's
+// deadline leaves no time for is not waited for. The identity needs two
+// permissions on each key, and no others:
+//
+//	kms:GetPublicKey
+//	kms:Sign
+package awskms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	awssdk "github.com/aws/aws-sdk-go-v2/service/kms"
+	"golang.org/x/time/rate"
+
+	"github.com/bulla-project/bulla/kms"
+)
+
+// Config says which KMS to use. The zero Config leaves everything to the
+// environment, as the SDK's own tools do.
+type Config struct {
+	// Region of the keys, such as "eu-west-1". Default: AWS_REGION, else the
+	// region of the shared configuration's profile. One of them is required.
+	Region string
+
+	// Endpoint is the URL of another endpoint than the region's public one: a
+	// VPC endpoint, or an emulator. It must be https, except on a loopback
+	// address. Default: AWS_ENDPOINT_URL_KMS, else the region's.
+	Endpoint string
+
+	// Rate is how many signatures a second this process asks for at most, so
+	// that a burst does not starve others who use the same AWS account. A
+	// signature waits for its turn; one whose deadline would pass is refused at
+	// once with kms.ErrThrottled. Default 0: no limit.
+	Rate int
+
+	// Logger receives which key a reference was pinned to, and what the SDK
+	// has to say (retries). Default: nothing is logged.
+	Logger *slog.Logger
+}
+
+// Backend is the KMS of one region, as one AWS identity sees it.
+type Backend struct {
+	client    client
+	transport *http.Transport
+	region    string
+	log       *slog.Logger
+
+	calls gate
+	rate  *rate.Limiter
+
+	mu     sync.Mutex // guards opened
+	opened string     // a key that has been opened, for Check; "" before
+}
+
+var _ kms.Backend = (*Backend)(nil)
+
+// New returns the backend that cfg names. It reads the environment and the
+// shared configuration files, and does not touch the network: whether KMS can
+// be reached, and whether there are credentials, is what Check and OpenKey say.
+func New(ctx context.Context, cfg Config) (*Backend, error) {
+	if err := checkEndpoint(cfg.Endpoint); err != nil {
+		return nil, err
+	}
+	if cfg.Rate < 0 {
+		return nil, errors.New("awskms: the rate is negative: leave it at zero for no limit")
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	sdk, err := awsconfig.LoadDefaultConfig(ctx,
+		awsconfig.WithRegion(cfg.Region), // "" leaves it to the environment
+		awsconfig.WithLogger(sdkLogger{log}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("awskms: read the AWS configuration: %w", err)
+	}
+	if sdk.Region == "" {
+		return nil, errors.New("awskms: no region is configured: set it, or AWS_REGION")
+	}
+	transport := newTransport(sdk)
+	return &Backend{
+		client: awssdk.NewFromConfig(sdk, func(o *awssdk.Options) {
+			if cfg.Endpoint != "" {
+				o.BaseEndpoint = aws.String(cfg.Endpoint)
+			}
+			o.HTTPClient = &http.Client{
+				Transport: wholeBody{transport},
+				// KMS does not redirect; a signed request goes nowhere else.
+				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			}
+		}),
+		transport: transport,
+		region:    sdk.Region,
+		log:       log,
+		rate:      newLimiter(cfg.Rate),
+	}, nil
+}
+
+// Check implements kms.Backend: it asks for a public key. That is a permission
+// every key needs anyway, where listing keys would need one on the whole
+// account, and it costs neither side a private key operation. Before any key
+// is open it asks for a key that cannot be there.
+//
+// What KMS answers about that key does not matter here: a key that is missing,
+// disabled or denied is told apart when it is used, and does not make the
+// others unavailable. Refused credentials do, and so does a clock that is off.
+func (b *Backend) Check(ctx context.Context) error {
+	leave, err := b.calls.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	_, err = b.client.GetPublicKey(ctx, &awssdk.GetPublicKeyInput{KeyId: aws.String(b.keyToAsk())}, withinDeadline(ctx))
+	if err == nil {
+		return nil
+	}
+	err = classify(ctx, "GetPublicKey", err)
+	for _, about := range []error{kms.ErrKeyNotFound, kms.ErrKeyDisabled, kms.ErrKeyMismatch} {
+		if errors.Is(err, about) {
+			return nil
+		}
+	}
+	return err
+}
+
+// noKey is a well-formed key id that KMS has given to no key.
+const noKey = "00000000-0000-0000-0000-000000000000"
+
+func (b *Backend) keyToAsk() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.opened == "" {
+		return noKey
+	}
+	return b.opened
+}
+
+// Close implements kms.Backend. It may be called more than once.
+func (b *Backend) Close() error {
+	b.calls.close()
+	b.transport.CloseIdleConnections()
+	return nil
+}

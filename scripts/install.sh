@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Installs what a target needs and says what it installs. As root, or in CI, it
+# installs Debian packages; otherwise it prints the one command to run and stops.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=${1:?usage: install.sh demo|test|bench}
+
+command -v go >/dev/null || { echo "install Go 1.26 or newer first: https://go.dev/doc/install" >&2; exit 1; }
+
+packages=()
+need() { # need PACKAGE, unless the rest of the line succeeds
+	local package=$1
+	shift
+	"$@" >/dev/null 2>&1 || packages+=("$package")
+}
+softhsm() {
+	local path
+	for path in /usr/lib/softhsm /usr/lib/*/softhsm /usr/lib64 /usr/lib64/softhsm /usr/lib64/pkcs11; do
+		[ -e "$path/libsofthsm2.so" ] && return 0
+	done
+	return 1
+}
+
+need gcc command -v gcc
+need libc6-dev test -e /usr/include/stdlib.h
+need softhsm2 softhsm
+need softhsm2 command -v softhsm2-util
+need opensc command -v pkcs11-tool
+if [ "$target" != demo ]; then
+	need nodejs command -v node
+	need npm command -v npm
+	need python3 test -x /usr/bin/python3
+	need python3-venv /usr/bin/python3 -c 'import ensurepip'
+	need python3-jwcrypto /usr/bin/python3 -c 'import jwcrypto'
+fi
+
+if [ ${#packages[@]} -gt 0 ]; then
+	mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+	install="apt-get install -y --no-install-recommends ${packages[*]}"
+	if [ "$(id -u)" = 0 ]; then
+		echo "installing Debian packages: ${packages[*]}"
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive $install -qq >/dev/null
+	elif [ "${CI:-}" = true ] && command -v sudo >/dev/null; then
+		echo "installing Debian packages: ${packages[*]}"
+		sudo apt-get update -qq
+		sudo DEBIAN_FRONTEND=noninteractive $install -qq >/dev/null
+	else
+		echo "this needs: ${packages[*]}" >&2
+		echo "run: sudo $install" >&2
+		exit 1
+	fi
+fi
+
+if [ "$target" = test ]; then
+	scripts/kms-endpoints.sh
+	if [ ! -d interop/node/node_modules ] || [ interop/node/package-lock.json -nt interop/node/node_modules ]; then
+		echo "installing the npm packages of interop/node"
+		npm ci --prefix interop/node --no-audit --no-fund --ignore-scripts
+		touch interop/node/node_modules
+	fi
+fi
