@@ -1,0 +1,149 @@
+//go:build cgo
+
+package pkcs11
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unsafe"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+const cgoEnabled = true
+
+// binding is cryptoki on github.com/miekg/pkcs11.
+type binding struct{ c *p11.Ctx }
+
+// loadModule loads the library at path.
+func loadModule(path string) (cryptoki, error) {
+	c := p11.New(path)
+	if c == nil {
+		return nil, errNotLoaded
+	}
+	return &binding{c}, nil
+}
+
+// call makes a *callError of the binding's error.
+func call(function string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var e p11.Error
+	if errors.As(err, &e) {
+		return &callError{function, ckr(e)}
+	}
+	return fmt.Errorf("%s: %w", function, err)
+}
+
+// initialize lets the module use the operating system's locks, without which
+// it may not be called from several threads.
+func (b *binding) initialize() error { return call("C_Initialize", b.c.Initialize()) }
+func (b *binding) finalize() error   { return call("C_Finalize", b.c.Finalize()) }
+
+func (b *binding) info() (moduleInfo, error) {
+	i, err := b.c.GetInfo()
+	return moduleInfo{
+		manufacturer: text(i.ManufacturerID), description: text(i.LibraryDescription),
+		version: fmt.Sprintf("%d.%d", i.LibraryVersion.Major, i.LibraryVersion.Minor),
+	}, call("C_GetInfo", err)
+}
+
+func (b *binding) slots() ([]uint, error) {
+	s, err := b.c.GetSlotList(true)
+	return s, call("C_GetSlotList", err)
+}
+
+func (b *binding) tokenInfo(slot uint) (tokenInfo, error) {
+	i, err := b.c.GetTokenInfo(slot)
+	return tokenInfo{
+		label: text(i.Label), serial: text(i.SerialNumber), manufacturer: text(i.ManufacturerID), model: text(i.Model),
+		flags: i.Flags, maxSessions: i.MaxSessionCount,
+	}, call("C_GetTokenInfo", err)
+}
+
+// text trims what fixed-size fields are padded with.
+func text(s string) string { return strings.TrimRight(s, " \x00") }
+
+func (b *binding) canSign(slot, mechanism uint) (bool, error) {
+	i, err := b.c.GetMechanismInfo(slot, []*p11.Mechanism{p11.NewMechanism(mechanism, nil)})
+	if errors.Is(err, p11.Error(p11.CKR_MECHANISM_INVALID)) {
+		return false, nil
+	}
+	return i.Flags&p11.CKF_SIGN != 0, call("C_GetMechanismInfo", err)
+}
+
+func (b *binding) openSession(slot uint) (uint, error) {
+	s, err := b.c.OpenSession(slot, p11.CKF_SERIAL_SESSION)
+	return uint(s), call("C_OpenSession", err)
+}
+
+func (b *binding) closeSession(session uint) error {
+	return call("C_CloseSession", b.c.CloseSession(p11.SessionHandle(session)))
+}
+
+func (b *binding) loggedIn(session uint) (bool, error) {
+	i, err := b.c.GetSessionInfo(p11.SessionHandle(session))
+	return i.State == p11.CKS_RO_USER_FUNCTIONS || i.State == p11.CKS_RW_USER_FUNCTIONS, call("C_GetSessionInfo", err)
+}
+
+// login lends pin to the binding without a copy on the Go side; the binding
+// copies it to C, and frees that.
+func (b *binding) login(session uint, pin []byte) error {
+	return call("C_Login", b.c.Login(p11.SessionHandle(session), p11.CKU_USER, unsafe.String(unsafe.SliceData(pin), len(pin)))) //nolint:gosec // not kept
+}
+
+func (b *binding) logout(session uint) error {
+	return call("C_Logout", b.c.Logout(p11.SessionHandle(session)))
+}
+
+func (b *binding) find(session uint, template []attribute) ([]uint, error) {
+	attributes := make([]*p11.Attribute, len(template))
+	for i, a := range template {
+		if a.ulong {
+			attributes[i] = p11.NewAttribute(a.kind, a.num)
+		} else {
+			attributes[i] = p11.NewAttribute(a.kind, a.bytes)
+		}
+	}
+	s := p11.SessionHandle(session)
+	if err := b.c.FindObjectsInit(s, attributes); err != nil {
+		return nil, call("C_FindObjectsInit", err)
+	}
+	var out []uint
+	for {
+		batch, _, err := b.c.FindObjects(s, 16)
+		if err != nil {
+			return nil, call("C_FindObjects", err)
+		}
+		if len(batch) == 0 {
+			break
+		}
+		for _, o := range batch {
+			out = append(out, uint(o))
+		}
+	}
+	return out, call("C_FindObjectsFinal", b.c.FindObjectsFinal(s))
+}
+
+func (b *binding) attribute(session, object, kind uint) ([]byte, error) {
+	a, err := b.c.GetAttributeValue(p11.SessionHandle(session), p11.ObjectHandle(object), []*p11.Attribute{{Type: kind}})
+	if err != nil {
+		return nil, call("C_GetAttributeValue", err)
+	}
+	return a[0].Value, nil
+}
+
+func (b *binding) sign(session, key uint, m mechanism, input []byte) ([]byte, error) {
+	mech := p11.NewMechanism(m.kind, nil)
+	if m.pssHash != 0 {
+		mech.Parameter = p11.NewPSSParams(m.pssHash, m.pssMGF, m.pssSalt)
+	}
+	s := p11.SessionHandle(session)
+	if err := b.c.SignInit(s, []*p11.Mechanism{mech}, p11.ObjectHandle(key)); err != nil {
+		return nil, call("C_SignInit", err)
+	}
+	signature, err := b.c.Sign(s, input)
+	return signature, call("C_Sign", err)
+}

@@ -1,0 +1,95 @@
+package pkcs11
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+)
+
+// Config says which token to use, and how.
+type Config struct {
+	// Module is the absolute path of the PKCS#11 library, for example
+	// /usr/lib/softhsm/libsofthsm2.so. Required. A file that is missing does
+	// not fail New: it may be installed or mounted later.
+	Module string
+
+	// Token is the label of the token, Serial its serial number. At least one
+	// is required; if both are given, both must match. A token is never named
+	// by its slot number, which changes from start to start.
+	Token  string
+	Serial string
+
+	// PINFile is the path of a file that holds the user PIN, and nothing else
+	// but an optional line end. Required. It is read at each login and not
+	// held after; a file that is missing does not fail New.
+	PINFile string
+
+	// InsistOnLogin sends the PIN even when the token reports that wrong PINs
+	// were entered since the last good one (USER_PIN_COUNT_LOW,
+	// USER_PIN_FINAL_TRY, USER_PIN_LOCKED). Default false: a token with such a
+	// flag is left alone, because the next wrong PIN may lock it for good. The
+	// flag goes when anybody logs in with the right PIN, for example
+	// `pkcs11-tool --module M --token-label T --login --list-objects`.
+	InsistOnLogin bool
+
+	// Sessions is how many signatures may be in flight at once. 0 means two
+	// for each core, right for software tokens; a network HSM wants more. It
+	// is lowered to the token's own limit less two where the token has one.
+	Sessions int
+
+	// RetryAfter is the least time between two attempts to bring a lost or
+	// missing token up. 0 means 3 seconds.
+	RetryAfter time.Duration
+
+	// Modules is the registry that backends of one process share, so that a
+	// module is initialized once. nil means a registry of this backend's own,
+	// right only if no other backend uses the same module.
+	Modules *Modules
+
+	// Logger gets one line for each change between up and down. nil discards.
+	// No PIN and no signed data is ever logged.
+	Logger *slog.Logger
+}
+
+// The bounds this package keeps by itself.
+const (
+	defaultRetry = 3 * time.Second
+	parkLimit    = 2 * time.Second // for running calls to come out of the module
+	startWait    = 5 * time.Second // New waits no longer for the first login
+	closeWait    = 3 * time.Second // Close waits no longer for signatures
+	maxSessions  = 4096
+)
+
+// check finds what only an edit of the configuration can mend, all of it at
+// once.
+func (c Config) check() error {
+	var errs []error
+	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf("pkcs11: "+format, a...)) }
+	switch {
+	case c.Module == "":
+		fault("module is empty: give the path of the PKCS#11 library, such as /usr/lib/softhsm/libsofthsm2.so")
+	case !filepath.IsAbs(c.Module):
+		fault("module %q is not an absolute path: a bare name would be searched for on the library path", c.Module)
+	}
+	if c.Token == "" && c.Serial == "" {
+		fault("no token named: give its label (token) or its serial number; `pkcs11-tool --module %s --list-token-slots` shows them", c.Module)
+	}
+	if len(c.Token) > 32 {
+		fault("token label %q is longer than the 32 bytes that a label has", c.Token)
+	}
+	if len(c.Serial) > 16 {
+		fault("token serial %q is longer than the 16 bytes that a serial number has", c.Serial)
+	}
+	if c.PINFile == "" {
+		fault("no PIN file: write the user PIN into a file of its own (mode 0600) and name it in pin_file")
+	}
+	if c.Sessions < 0 || c.Sessions > maxSessions {
+		fault("sessions is %d: use 0 for the default, or 1 to %d", c.Sessions, maxSessions)
+	}
+	if c.RetryAfter < 0 {
+		fault("retry time %v is negative", c.RetryAfter)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,94 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// logIn logs the user in, on one of the sessions, under the rules that keep a
+// PIN from being tried until the token locks:
+//
+//   - no login while the token reports failed attempts, unless insisted;
+//   - no second login with a PIN file whose content was refused;
+//   - one login at a time.
+//
+// Errors are *problem.
+func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) error {
+	select {
+	case t.loginTurn <- struct{}{}:
+		defer func() { <-t.loginTurn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	fail := func(text, advice string, err error) error {
+		return &problem{stage: StepLogin, text: text, advice: advice, err: err}
+	}
+
+	if in, err := lib.loggedIn(session); err == nil && in {
+		return nil // somebody was faster
+	}
+	info, err := lib.tokenInfo(slot)
+	if err != nil {
+		return fail("the token does not tell whether it may be logged in to", "", t.noted(err))
+	}
+	if info.flags&ckfLoginRequired == 0 {
+		return nil
+	}
+	if info.flags&ckfUserPINInitialized == 0 {
+		return fail(fmt.Sprintf("token %q has no user PIN yet", info.label),
+			"set one with the security officer's PIN: pkcs11-tool --module MODULE --token-label TOKEN --init-pin --login --login-type so", nil)
+	}
+	if flags := pinFlags(info.flags); flags != "" && !t.cfg.InsistOnLogin {
+		return fail(fmt.Sprintf("token %q reports wrong PINs since the last good one (%s), so it is not logged in to: one more wrong PIN may lock it", info.label, flags),
+			"make sure that the PIN file is right, then either log in once by hand, which takes the flag away "+
+				"(pkcs11-tool --module MODULE --token-label TOKEN --login --list-objects), or let this backend insist on the login", nil)
+	}
+	p, err := readPIN(t.cfg.PINFile)
+	if err != nil {
+		return fail("the PIN cannot be read from its file", "write the user PIN, and nothing else, into the file and let this process read it", err)
+	}
+	defer p.clear()
+	if t.pins.knows(p) {
+		return fail("the PIN in "+t.cfg.PINFile+" was refused before and is not sent again",
+			"put the right PIN into the file (a change of its content is noticed), or restart if the token was given this PIN since", t.pins.why)
+	}
+
+	t.logins.Add(1)
+	err = t.noted(lib.login(session, p.bytes()))
+	switch {
+	case err == nil:
+		t.pins.forget()
+		return nil
+	case errors.Is(err, ckrAlreadyLoggedIn):
+		if in, err := lib.loggedIn(session); err == nil && in {
+			return nil
+		}
+		return fail(fmt.Sprintf("token %q says both that the user is logged in and that he is not", info.label), "", err)
+	case errors.Is(err, ckrPINNotInitialized) || codeClass(err) == refused:
+		t.pins.refuse(p, err)
+		return fail(fmt.Sprintf("token %q refused the PIN in %s", info.label, t.cfg.PINFile),
+			"put the right PIN into the file; it is not sent again before the file's content changes", err)
+	default:
+		return fail(fmt.Sprintf("token %q cannot be logged in to", info.label), "", err)
+	}
+}
+
+// pinFlags names the flags of a token that warn of failed logins.
+func pinFlags(flags uint) string {
+	var names []string
+	for _, f := range []struct {
+		flag uint
+		name string
+	}{
+		{ckfUserPINCountLow, "USER_PIN_COUNT_LOW"},
+		{ckfUserPINFinalTry, "USER_PIN_FINAL_TRY"},
+		{ckfUserPINLocked, "USER_PIN_LOCKED"},
+	} {
+		if flags&f.flag != 0 {
+			names = append(names, f.name)
+		}
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,212 @@
+//go:build cgo
+
+package pkcs11
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// meddler is a real module with a hook before each call: the hook may count,
+// block, or return an error that the call then ends with.
+type meddler struct {
+	cryptoki
+	mu   sync.Mutex
+	hook func(call string) error // guarded by mu
+
+	logins, inits, opens, closes, signs atomic.Int64
+}
+
+func (m *meddler) set(hook func(call string) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hook = hook
+}
+
+func (m *meddler) before(call string) error {
+	m.mu.Lock()
+	hook := m.hook
+	m.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	return hook(call)
+}
+
+func (m *meddler) initialize() error {
+	m.inits.Add(1)
+	if err := m.before("initialize"); err != nil {
+		return err
+	}
+	return m.cryptoki.initialize()
+}
+
+func (m *meddler) slots() ([]uint, error) {
+	if err := m.before("slots"); err != nil {
+		return nil, err
+	}
+	return m.cryptoki.slots()
+}
+
+func (m *meddler) tokenInfo(slot uint) (tokenInfo, error) {
+	if err := m.before("tokenInfo"); err != nil {
+		return tokenInfo{}, err
+	}
+	return m.cryptoki.tokenInfo(slot)
+}
+
+func (m *meddler) openSession(slot uint) (uint, error) {
+	m.opens.Add(1)
+	if err := m.before("openSession"); err != nil {
+		return 0, err
+	}
+	return m.cryptoki.openSession(slot)
+}
+
+func (m *meddler) closeSession(session uint) error {
+	err := m.cryptoki.closeSession(session)
+	if err == nil {
+		m.closes.Add(1)
+	}
+	return err
+}
+
+func (m *meddler) login(session uint, pin []byte) error {
+	m.logins.Add(1)
+	if err := m.before("login"); err != nil {
+		return err
+	}
+	return m.cryptoki.login(session, pin)
+}
+
+func (m *meddler) find(session uint, template []attribute) ([]uint, error) {
+	if err := m.before("find"); err != nil {
+		return nil, err
+	}
+	return m.cryptoki.find(session, template)
+}
+
+func (m *meddler) sign(session, key uint, mech mechanism, input []byte) ([]byte, error) {
+	m.signs.Add(1)
+	if err := m.before("sign"); err != nil {
+		return nil, err
+	}
+	return m.cryptoki.sign(session, key, mech, input)
+}
+
+// bench is a backend on a real token behind a meddler.
+type bench struct {
+	*Backend
+	hsm *softhsmtest.Token
+	lib *meddler
+	cfg Config
+}
+
+// meddledModules is a registry whose modules are behind lib.
+func meddledModules(lib *meddler) *Modules {
+	return newModules(func(path string) (cryptoki, error) {
+		module, err := loadModule(path)
+		if err != nil {
+			return nil, err
+		}
+		lib.cryptoki = module
+		return lib, nil
+	})
+}
+
+// config is for a token, with a short retry time.
+func config(hsm *softhsmtest.Token) Config {
+	return Config{Module: hsm.Module, Token: hsm.Label, PINFile: hsm.PINFile, Sessions: 4, RetryAfter: 20 * time.Millisecond}
+}
+
+// start opens a backend on hsm; change, if given, edits its configuration.
+func start(t testing.TB, hsm *softhsmtest.Token, change ...func(*Config)) *bench {
+	t.Helper()
+	b := &bench{hsm: hsm, lib: &meddler{}, cfg: config(hsm)}
+	b.cfg.Modules = meddledModules(b.lib)
+	if testing.Verbose() {
+		b.cfg.Logger = slog.New(slog.NewTextHandler(testWriter{t}, nil))
+	}
+	for _, c := range change {
+		c(&b.cfg)
+	}
+	var err error
+	if b.Backend, err = New(t.Context(), b.cfg); err != nil {
+		t.Fatalf("New: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return b
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Log(string(p))
+	return len(p), nil
+}
+
+// key opens a key or ends the test.
+func (b *bench) key(t testing.TB, ref string, alg kms.Algorithm) kms.Key {
+	t.Helper()
+	k, err := b.OpenKey(t.Context(), ref, alg)
+	if err != nil {
+		t.Fatalf("OpenKey(%s): %v", ref, err)
+	}
+	return k
+}
+
+// token is the backend's token, for what only the module's side can do.
+func (b *bench) token() *token { return b.vault.(*token) }
+
+// alone runs f while nobody is inside the module.
+func (b *bench) alone(t testing.TB, f func(*link)) {
+	t.Helper()
+	l, err := b.token().up(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.mod.alone(func() error { f(l); return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// signs signs and verifies once.
+func signs(ctx context.Context, k kms.Key) error {
+	message := []byte("header.payload")
+	s, err := k.Sign(ctx, message)
+	if err != nil {
+		return err
+	}
+	return kms.Verify(k.Algorithm(), k.Public(), message, s)
+}
+
+// eventually wants f to return nil within five seconds.
+func eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: still %v", what, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

@@ -1,0 +1,232 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Modules is the registry of the PKCS#11 modules that a process has loaded.
+// PKCS#11 lets a process initialize a module once, so all backends on one
+// module have to share one registry: main makes it and gives it to each
+// Config. It is safe for concurrent use.
+type Modules struct {
+	load loader
+
+	mu      sync.Mutex
+	modules map[string]*module  // guarded by mu: by resolved path; never removed
+	tokens  map[tokenKey]*token // guarded by mu: those with a backend
+}
+
+// NewModules returns an empty registry.
+func NewModules() *Modules { return newModules(loadModule) }
+
+func newModules(load loader) *Modules {
+	return &Modules{load: load, modules: map[string]*module{}, tokens: map[tokenKey]*token{}}
+}
+
+// errEpoch: the module was initialized again since, so that every handle from
+// before means nothing, or something else.
+var errEpoch = errors.New("the module was initialized again")
+
+// errStuck: a call has not come out of the module, so nothing may be done that
+// has to be done alone.
+var errStuck = fmt.Errorf("a call is stuck inside the module for more than %v", parkLimit)
+
+// errTooSoon: other tokens of the module are at work and it was initialized a
+// short while ago.
+var errTooSoon = errors.New("the module was initialized again a short while ago and serves other tokens")
+
+// siblingPause is how often a lost token may have a module initialized again
+// that other tokens are using: it costs them all their sessions.
+const siblingPause = time.Minute
+
+// module is one loaded PKCS#11 library.
+type module struct {
+	path string
+	load loader
+	gate gate // before every call
+
+	// epoch counts the times the module was initialized; 0 while it is not.
+	// It is read inside the gate, and changed only while parked.
+	epoch atomic.Uint64
+	links atomic.Int64 // tokens that are up
+
+	life     chan struct{} // capacity 1: held for lifecycle calls; guards what follows
+	lib      cryptoki      // nil until loaded, then constant
+	users    int           // tokens that hold on to the module
+	count    uint64        // the last epoch
+	lastInit time.Time
+
+	mu     sync.Mutex
+	claims map[uint]*token // guarded by mu: who uses a slot, in this epoch
+}
+
+// acquire returns the module whose library is at path, held until release.
+func (r *Modules) acquire(ctx context.Context, path string) (*module, error) {
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	m := r.modules[resolved]
+	if m == nil {
+		m = &module{path: resolved, load: r.load, life: make(chan struct{}, 1), claims: map[uint]*token{}}
+		r.modules[resolved] = m
+	}
+	r.mu.Unlock()
+	if err := m.lock(ctx); err != nil {
+		return nil, err
+	}
+	defer m.unlock()
+	m.users++
+	return m, nil
+}
+
+func (m *module) lock(ctx context.Context) error {
+	select {
+	case m.life <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *module) unlock() { <-m.life }
+
+// enter waits at the gate, and fails with errEpoch if the module is not the
+// one that handles of the given epoch belong to. After nil call gate.leave.
+func (m *module) enter(ctx context.Context, epoch uint64) error {
+	if err := m.gate.enter(ctx); err != nil {
+		return err
+	}
+	if m.epoch.Load() != epoch {
+		m.gate.leave()
+		return errEpoch
+	}
+	return nil
+}
+
+// alone runs f while no other call is inside the module. The caller holds
+// life.
+func (m *module) alone(f func() error) error {
+	if !m.gate.park(parkLimit) {
+		return errStuck
+	}
+	defer m.gate.reopen()
+	return f()
+}
+
+// initialize loads the library and calls C_Initialize, unless that has been
+// done. fresh reports that it was done just now.
+func (m *module) initialize(ctx context.Context) (epoch uint64, fresh bool, err error) {
+	if err := m.lock(ctx); err != nil {
+		return 0, false, err
+	}
+	defer m.unlock()
+	if m.lib == nil {
+		lib, err := m.load(m.path)
+		if err != nil {
+			return 0, false, err
+		}
+		m.lib = lib
+	}
+	if e := m.epoch.Load(); e != 0 {
+		return e, false, nil
+	}
+	if err := m.alone(m.start); err != nil {
+		return 0, false, err
+	}
+	return m.epoch.Load(), true, nil
+}
+
+// start calls C_Initialize. The caller is alone.
+func (m *module) start() error {
+	if err := m.lib.initialize(); err != nil {
+		return err
+	}
+	m.count++
+	m.lastInit = time.Now()
+	m.mu.Lock()
+	clear(m.claims)
+	m.mu.Unlock()
+	m.epoch.Store(m.count)
+	return nil
+}
+
+// stop calls C_Finalize. The caller is alone.
+func (m *module) stop() error {
+	m.epoch.Store(0)
+	err := m.lib.finalize()
+	if errors.Is(err, ckrNotInitialized) {
+		return nil
+	}
+	return err
+}
+
+// reinitialize calls C_Finalize and C_Initialize, unless somebody else has
+// done so since the epoch that the caller saw. It fails with errStuck or
+// errTooSoon without having done anything.
+func (m *module) reinitialize(ctx context.Context, seen uint64) (epoch uint64, err error) {
+	if err := m.lock(ctx); err != nil {
+		return 0, err
+	}
+	defer m.unlock()
+	if e := m.epoch.Load(); e != 0 && e != seen {
+		return e, nil
+	}
+	if m.links.Load() > 0 && time.Since(m.lastInit) < siblingPause {
+		return 0, errTooSoon
+	}
+	err = m.alone(func() error {
+		if m.epoch.Load() != 0 {
+			if err := m.stop(); err != nil {
+				return err
+			}
+		}
+		return m.start()
+	})
+	return m.epoch.Load(), err
+}
+
+// claim makes the token in slot t's own in this epoch, and reports false if it
+// is another's: two users of one token in one process share its login, and
+// would log each other out.
+func (m *module) claim(slot uint, t *token) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if owner := m.claims[slot]; owner != nil && owner != t {
+		return false
+	}
+	m.claims[slot] = t
+	return true
+}
+
+// disclaim lets go of all that t claimed.
+func (m *module) disclaim(t *token) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for slot, owner := range m.claims {
+		if owner == t {
+			delete(m.claims, slot)
+		}
+	}
+}
+
+// release lets go of the module; the last to do so finalizes it. The library
+// stays loaded (see loader).
+func (m *module) release(ctx context.Context) error {
+	if err := m.lock(ctx); err != nil {
+		return err
+	}
+	defer m.unlock()
+	m.users--
+	if m.users > 0 || m.epoch.Load() == 0 {
+		return nil
+	}
+	return m.alone(m.stop)
+}

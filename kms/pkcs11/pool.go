@@ -1,0 +1,178 @@
+package pkcs11
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// regrowAfter is how long after the last capacity error the pool asks for one
+// session more again.
+const regrowAfter = time.Minute
+
+// session is the right to one session of the token, and once open the session
+// itself. Whoever got it from the pool has it alone, until it goes back by put
+// or release.
+type session struct {
+	handle     uint
+	open       bool
+	spoiled    bool   // met an error: not to be used again
+	dead       bool   // the module does not know it any more: not to be closed either
+	generation uint64 // of the pool when it was opened
+}
+
+// pool bounds the sessions of a token. It makes no calls into the module: its
+// users open sessions and close them.
+//
+// At any time size = idle + rights + those handed out.
+type pool struct {
+	idle       chan *session // open, ready
+	rights     chan struct{} // sessions that may be opened
+	generation atomic.Uint64 // sessions of an older one are not used again
+	retired    atomic.Bool   // no session is used again
+
+	waiting, inUse, opened atomic.Int64 // for Stats
+
+	mu     sync.Mutex
+	size   int       // guarded by mu: at least 1, at most full
+	full   int       // as configured, constant
+	shrunk time.Time // guarded by mu: when it last shrank
+	small  atomic.Bool
+}
+
+func newPool(size int) *pool {
+	p := &pool{
+		idle:   make(chan *session, size),
+		rights: make(chan struct{}, size),
+		size:   size,
+		full:   size,
+	}
+	for range size {
+		p.rights <- struct{}{}
+	}
+	return p
+}
+
+// get waits for a session until ctx ends; an open one is taken first.
+func (p *pool) get(ctx context.Context) (*session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	select {
+	case s := <-p.idle:
+		p.inUse.Add(1)
+		return s, nil
+	default:
+	}
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
+	select {
+	case s := <-p.idle:
+		p.inUse.Add(1)
+		return s, nil
+	case <-p.rights:
+		p.inUse.Add(1)
+		return &session{}, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for one of %d sessions: %w", p.limit(), ctx.Err())
+	}
+}
+
+// put gives an open, healthy session back.
+func (p *pool) put(s *session) {
+	p.inUse.Add(-1)
+	p.idle <- s
+	p.regrow()
+}
+
+// release gives the right to a session back, after it was closed.
+func (p *pool) release() {
+	p.inUse.Add(-1)
+	p.rights <- struct{}{}
+	p.regrow()
+}
+
+// shrink gives up the right to a session because the token has no room for
+// it. It reports false, and acts like release, if that was the last one.
+func (p *pool) shrink() bool {
+	p.mu.Lock()
+	if p.size == 1 {
+		p.mu.Unlock()
+		p.release()
+		return false
+	}
+	defer p.mu.Unlock()
+	p.inUse.Add(-1)
+	p.size--
+	p.shrunk = time.Now()
+	p.small.Store(true)
+	return true
+}
+
+// regrow adds a right when the last capacity error is long ago.
+func (p *pool) regrow() {
+	if !p.small.Load() {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.size < p.full && time.Since(p.shrunk) > regrowAfter {
+		p.size++
+		p.shrunk = time.Now()
+		p.small.Store(p.size < p.full)
+		p.rights <- struct{}{}
+	}
+}
+
+func (p *pool) limit() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.size
+}
+
+// current reports whether s may be used again: it was opened after the last
+// distrust.
+func (p *pool) current(s *session) bool {
+	return s.generation == p.generation.Load() && !p.retired.Load()
+}
+
+// distrust makes all sessions old, and returns those that are idle, to be
+// closed and released.
+func (p *pool) distrust() []*session {
+	p.generation.Add(1)
+	var old []*session
+	for range cap(p.idle) {
+		select {
+		case s := <-p.idle:
+			p.inUse.Add(1)
+			if p.current(s) {
+				p.put(s)
+				continue
+			}
+			old = append(old, s)
+		default:
+			return old
+		}
+	}
+	return old
+}
+
+// drain takes all sessions away, for good, and returns the open ones. It
+// reports false if some have not come back within limit.
+func (p *pool) drain(limit time.Duration) ([]*session, bool) {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	var open []*session
+	for range p.limit() {
+		select {
+		case s := <-p.idle:
+			open = append(open, s)
+		case <-p.rights:
+		case <-timer.C:
+			return open, false
+		}
+	}
+	return open, true
+}

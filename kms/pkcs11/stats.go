@@ -1,0 +1,24 @@
+package pkcs11
+
+import "time"
+
+// Stats is what a backend can tell about its token for metrics. Backends that
+// share a token tell the same.
+type Stats struct {
+	Up     bool
+	Reason string    // why it is down, "" while up; for people, not a label
+	Since  time.Time // of the last change between up and down
+
+	Limit   int // sessions that may sign at once, now
+	Open    int // sessions of the pool that are open
+	InUse   int // of these, or about to be opened, in use
+	Waiting int // calls that wait for a session
+
+	Logins   uint64 // C_Login calls, good or bad
+	Renewals uint64 // calls made once more on a new session
+	Restarts uint64 // C_Finalize and C_Initialize to bring the token back
+
+	// Errors counts what the module answered, by name and number, such as
+	// "CKR_SESSION_HANDLE_INVALID (0xB3)".
+	Errors map[string]uint64
+}

@@ -1,0 +1,564 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bulla-project/bulla/kms"
+)
+
+// errClosed is the reason of a token, or a backend, that was closed.
+var errClosed = errors.New("the backend is closed")
+
+// errStarting is the reason of a token that has not been tried yet.
+var errStarting = errors.New("the token is being logged in to for the first time")
+
+// tokenKey is how the configuration names a token.
+type tokenKey struct{ module, label, serial string }
+
+// token is one token of one module, with all that brings it up and keeps it
+// up. The backends of a process that name the same token share it. It
+// implements vault.
+type token struct {
+	cfg     Config
+	modules *Modules
+	refs    int // guarded by modules.mu: backends that use it
+
+	ctx    context.Context // ends when the token is closed
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // attempts and the closing of distrusted sessions
+
+	mu      sync.Mutex
+	mod     *module           // guarded by mu: from the first attempt that found the file
+	link    *link             // guarded by mu: nil while down
+	reason  error             // guarded by mu: why down
+	since   time.Time         // guarded by mu: of the last change between up and down
+	attempt *attempt          // guarded by mu: to bring the token up; nil if none runs
+	tried   time.Time         // guarded by mu: when the last attempt began
+	lost    bool              // guarded by mu: the next attempt initializes the module again
+	closed  bool              // guarded by mu
+	faults  map[string]uint64 // guarded by mu: errors of the module by their name
+
+	loginTurn chan struct{} // capacity 1: guards pins
+	pins      pinMemory
+
+	logins, renewals, restarts atomic.Uint64 // for Stats
+}
+
+// attempt is one attempt to bring a token up.
+type attempt struct {
+	done chan struct{} // closed when result is set
+	examination
+}
+
+// open returns the token that cfg names, which is one and the same for all
+// backends that name it alike. It starts nothing.
+func (r *Modules) open(cfg Config) (*token, error) {
+	key := tokenKey{cfg.Module, cfg.Token, cfg.Serial}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t := r.tokens[key]; t != nil {
+		if t.cfg.PINFile != cfg.PINFile || t.cfg.InsistOnLogin != cfg.InsistOnLogin || t.cfg.Sessions != cfg.Sessions || t.cfg.RetryAfter != cfg.RetryAfter {
+			return nil, fmt.Errorf("pkcs11: another backend uses the same token %s with other settings; name the token once and use that backend in both places", cfg.tokenName())
+		}
+		t.refs++
+		return t, nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &token{
+		cfg: cfg, modules: r, refs: 1, ctx: ctx, cancel: cancel,
+		reason: errStarting, since: time.Now(),
+		loginTurn: make(chan struct{}, 1), faults: map[string]uint64{},
+	}
+	r.tokens[key] = t
+	return t, nil
+}
+
+// tokenName is how messages call the token.
+func (c Config) tokenName() string {
+	var parts []string
+	if c.Token != "" {
+		parts = append(parts, fmt.Sprintf("%q", c.Token))
+	}
+	if c.Serial != "" {
+		parts = append(parts, "with serial number "+fmt.Sprintf("%q", c.Serial))
+	}
+	return strings.Join(parts, " ")
+}
+
+// noted counts an error of the module and returns it.
+func (t *token) noted(err error) error {
+	var c ckr
+	if err != nil && errors.As(err, &c) {
+		t.mu.Lock()
+		t.faults[c.Error()]++
+		t.mu.Unlock()
+	}
+	return err
+}
+
+// up returns the link if the token is up. If not, it sees to it that an
+// attempt is made when it is time for one, and waits for it only if asked to.
+func (t *token) up(ctx context.Context, wait bool) (*link, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	for {
+		t.mu.Lock()
+		if t.closed {
+			t.mu.Unlock()
+			return nil, down(errClosed)
+		}
+		if l := t.link; l != nil {
+			if l.mod.epoch.Load() == l.epoch {
+				t.mu.Unlock()
+				return l, nil
+			}
+			// Another token had the module initialized again. This one is
+			// well, so its callers wait for the new login.
+			t.takeDown(errEpoch, false)
+			t.start()
+			wait = true
+		}
+		if t.attempt == nil && time.Since(t.tried) >= t.cfg.RetryAfter {
+			t.start()
+		}
+		a, reason := t.attempt, t.reason
+		t.mu.Unlock()
+		if a == nil || !wait {
+			return nil, down(reason)
+		}
+		select {
+		case <-a.done:
+			if a.problem != nil {
+				return nil, down(a.problem)
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// takeDown ends the use of the link. The caller holds mu.
+func (t *token) takeDown(reason error, lost bool) {
+	t.link.mod.links.Add(-1)
+	t.link, t.reason, t.since, t.lost = nil, reason, time.Now(), lost
+}
+
+// lose marks the token down because of an error met on l, and starts bringing
+// it up again, if that is due.
+func (t *token) lose(l *link, err error, lost bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.link != l || t.closed {
+		return
+	}
+	t.takeDown(err, lost)
+	t.wg.Go(func() { l.retire(t.ctx) })
+	t.cfg.Logger.Warn("PKCS#11 token is down", "token", l.info.label, "serial", l.info.serial, "why", err)
+	if t.attempt == nil && time.Since(t.tried) >= t.cfg.RetryAfter {
+		t.start()
+	}
+}
+
+// start starts an attempt. The caller holds mu, and there is none.
+func (t *token) start() {
+	if t.attempt != nil {
+		return
+	}
+	a := &attempt{done: make(chan struct{})}
+	t.attempt, t.tried = a, time.Now()
+	lost := t.lost
+	t.wg.Go(func() { t.bringUp(a, lost) })
+}
+
+// bringUp is one attempt: module, token, login.
+func (t *token) bringUp(a *attempt, lost bool) {
+	defer close(a.done)
+	a.warning = pinWarning(t.cfg.PINFile)
+	l, p := t.connect(&a.examination, lost)
+	a.problem = p
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.attempt = nil
+	switch {
+	case p != nil:
+		if t.reason == nil || t.reason.Error() != p.Error() {
+			t.cfg.Logger.Warn("PKCS#11 token cannot be used", "token", t.cfg.tokenName(), "stage", p.stage, "why", p)
+		}
+		t.reason = p
+		t.lost = t.lost || codeClass(p.err) == stale || codeClass(p.err) == gone
+	default:
+		l.mod.links.Add(1)
+		t.link, t.reason, t.since, t.lost = l, nil, time.Now(), false
+		t.cfg.Logger.Info("PKCS#11 token is up", "module", l.mod.path, "token", l.info.label, "serial", l.info.serial, "sessions", l.pool.limit())
+		if a.warning != "" {
+			t.cfg.Logger.Warn(a.warning)
+		}
+	}
+}
+
+// connect goes through the stages and tells in x how far it came. lost says
+// that the module has to be initialized again.
+func (t *token) connect(x *examination, lost bool) (*link, *problem) {
+	mod, p := t.module()
+	if p != nil {
+		return nil, p
+	}
+	epoch, fresh, err := mod.initialize(t.ctx)
+	if err != nil {
+		return nil, t.moduleProblem(mod, err)
+	}
+	if lost && !fresh {
+		if epoch, err = t.restart(mod, epoch); err != nil && !errors.Is(err, errTooSoon) {
+			return nil, t.moduleProblem(mod, err)
+		}
+		fresh = err == nil
+	}
+	l, p := t.logInto(mod, epoch, x)
+	if p == nil || p.stage != StepToken || p.settled || fresh {
+		return l, p
+	}
+	// Modules look for tokens when they are initialized; SoftHSM never does
+	// again.
+	if epoch, err = t.restart(mod, epoch); err != nil {
+		if errors.Is(err, errTooSoon) {
+			return nil, p
+		}
+		return nil, t.moduleProblem(mod, err)
+	}
+	return t.logInto(mod, epoch, x)
+}
+
+// restart initializes the module again.
+func (t *token) restart(mod *module, seen uint64) (uint64, error) {
+	epoch, err := mod.reinitialize(t.ctx, seen)
+	if err == nil {
+		t.restarts.Add(1)
+	}
+	if errors.Is(err, errTooSoon) {
+		return seen, err
+	}
+	return epoch, err
+}
+
+// module finds the module's file, once.
+func (t *token) module() (*module, *problem) {
+	t.mu.Lock()
+	mod := t.mod
+	t.mu.Unlock()
+	if mod != nil {
+		return mod, nil
+	}
+	mod, err := t.modules.acquire(t.ctx, t.cfg.Module)
+	if err != nil {
+		text, advice := "the module "+t.cfg.Module+" cannot be opened", "let this process read the file and its folders"
+		if errors.Is(err, fs.ErrNotExist) {
+			text, advice = "there is no module at "+t.cfg.Module, "install the token's PKCS#11 library (for SoftHSM: apt-get install softhsm2) or correct the path"
+		}
+		return nil, &problem{stage: StepModule, text: text, advice: advice, err: err}
+	}
+	t.mu.Lock()
+	t.mod = mod
+	t.mu.Unlock()
+	return mod, nil
+}
+
+// moduleProblem says why the module does not work.
+func (t *token) moduleProblem(mod *module, err error) *problem {
+	p := &problem{stage: StepModule, text: "the module " + mod.path + " does not work", err: t.noted(err)}
+	switch {
+	case errors.Is(err, ckrAlreadyInitialized):
+		p.text = "the module " + mod.path + " is in use by something else in this process"
+		p.advice = "give all PKCS#11 backends the same registry of modules"
+	case errors.Is(err, errNotLoaded):
+		p.text = "the module " + mod.path + " cannot be loaded"
+		p.advice = "see with `ldd` whether it is a library for this machine and finds the libraries it needs, and whether it is a PKCS#11 module at all"
+	case errors.Is(err, errStuck):
+		p.advice = "see why the token does not answer; the module is initialized again when the call comes back, and a restart of the service does it at once"
+	default:
+		p.advice = "look at the module's own configuration and log (for SoftHSM: the file that SOFTHSM2_CONF names, and that this user may read the token folder)"
+	}
+	return p
+}
+
+// logInto finds the token and logs in to it.
+func (t *token) logInto(mod *module, epoch uint64, x *examination) (*link, *problem) {
+	if err := mod.enter(t.ctx, epoch); err != nil {
+		return nil, t.moduleProblem(mod, err)
+	}
+	defer mod.gate.leave()
+	lib := mod.lib
+	var err error
+	if x.module, err = lib.info(); err != nil {
+		return nil, t.moduleProblem(mod, err)
+	}
+	slot, info, p := t.findToken(mod)
+	if p != nil {
+		return nil, p
+	}
+	x.token = info
+	size := poolSize(t.cfg.Sessions, info.maxSessions)
+	if t.cfg.Sessions > size {
+		t.cfg.Logger.Warn("the token allows fewer sessions than configured", "configured", t.cfg.Sessions, "used", size)
+	}
+	h, err := lib.openSession(slot)
+	if err != nil {
+		return nil, &problem{stage: StepToken, text: fmt.Sprintf("token %q opens no session", info.label), err: t.noted(err)}
+	}
+	if err := t.logIn(t.ctx, lib, slot, h); err != nil {
+		_ = lib.closeSession(h)
+		var p *problem
+		if !errors.As(err, &p) {
+			p = &problem{stage: StepLogin, text: "the login was interrupted", err: err}
+		}
+		return nil, p
+	}
+	return &link{
+		t: t, mod: mod, lib: lib, epoch: epoch, slot: slot, info: info,
+		pool: newPool(size), desk: make(chan struct{}, 1),
+		login: session{handle: h, open: true}, places: map[keyName]place{},
+	}, nil
+}
+
+// findToken finds the slot of the one token that the configuration names.
+func (t *token) findToken(mod *module) (uint, tokenInfo, *problem) {
+	slots, err := mod.lib.slots()
+	if err != nil {
+		return 0, tokenInfo{}, &problem{stage: StepToken, text: "the module cannot list its slots", err: t.noted(err)}
+	}
+	var slot uint
+	var info tokenInfo
+	var fit int
+	var others []string
+	for _, s := range slots {
+		i, err := mod.lib.tokenInfo(s)
+		if err != nil || i.flags&ckfTokenInitialized == 0 {
+			continue // empty, or gone since the module looked
+		}
+		if (t.cfg.Token == "" || i.label == t.cfg.Token) && (t.cfg.Serial == "" || i.serial == t.cfg.Serial) {
+			slot, info = s, i
+			fit++
+			continue
+		}
+		others = append(others, fmt.Sprintf("%q (serial %s)", i.label, i.serial))
+	}
+	p := &problem{stage: StepToken}
+	switch {
+	case fit == 0 && len(others) == 0:
+		p.text = fmt.Sprintf("the module %s has no token %s and no other", mod.path, t.cfg.tokenName())
+		p.advice = "see that the token is connected and initialized (for SoftHSM: softhsm2-util --init-token, and that SOFTHSM2_CONF is the same for both)"
+	case fit == 0:
+		p.text = fmt.Sprintf("the module %s has no token %s", mod.path, t.cfg.tokenName())
+		p.advice = "it has " + strings.Join(others, ", ") + "; correct the label or connect the token"
+	case fit > 1:
+		p.text = fmt.Sprintf("the module %s has %d tokens %s", mod.path, fit, t.cfg.tokenName())
+		p.advice, p.settled = "name the token by its serial number", true
+	case !mod.claim(slot, t):
+		p.text = fmt.Sprintf("token %q is used by another backend of this process, which names it differently", info.label)
+		p.advice, p.settled = "name the token once, and use that backend in both places", true
+	default:
+		return slot, info, nil
+	}
+	return 0, tokenInfo{}, p
+}
+
+// poolSize is how many sessions sign: what is configured, or two for each
+// core, within the token's limit less the login session and one to spare.
+func poolSize(configured int, limit uint) int {
+	n := configured
+	if n == 0 {
+		n = 2 * runtime.GOMAXPROCS(0)
+	}
+	if limit != 0 && limit != unavailableInformation && limit < uint(n)+2 {
+		n = max(1, int(limit)-2)
+	}
+	return n
+}
+
+// Methods of vault. What a link answers is told to the state of the token,
+// and becomes an error of the contract.
+
+// use runs call on the link, and a second time if the module was initialized
+// again in between.
+func use[T any](ctx context.Context, t *token, wait bool, call func(*link) (T, error)) (T, error) {
+	for again := false; ; again = true {
+		l, err := t.up(ctx, wait)
+		if err != nil {
+			var zero T
+			return zero, err
+		}
+		v, err := call(l)
+		if err == nil {
+			return v, nil
+		}
+		var p *problem
+		switch {
+		case errors.Is(err, errEpoch):
+			if !again {
+				continue
+			}
+			err = down(err)
+		case errors.As(err, &p):
+			t.lose(l, p, false)
+			err = down(p)
+		case classOf(err) == gone:
+			t.lose(l, err, true)
+			err = down(err)
+		}
+		return v, contract(err)
+	}
+}
+
+func (t *token) open(ctx context.Context, want wanted, kind kms.KeyType) (found, error) {
+	return use(ctx, t, true, func(l *link) (found, error) { return l.find(ctx, want, kind) })
+}
+
+func (t *token) sign(ctx context.Context, key keyName, m mechanism, input []byte) ([]byte, error) {
+	if m.inputSize != 0 && len(input) != m.inputSize {
+		return nil, fmt.Errorf("%w: %v signs %d bytes here, not %d", kms.ErrKeyMismatch, m, m.inputSize, len(input))
+	}
+	return use(ctx, t, false, func(l *link) ([]byte, error) { return l.sign(ctx, key, m, input) })
+}
+
+func (t *token) canSign(ctx context.Context, m mechanism) (bool, error) {
+	return use(ctx, t, true, func(l *link) (bool, error) { return l.canSign(ctx, m) })
+}
+
+func (t *token) check(ctx context.Context) error {
+	_, err := use(ctx, t, true, func(l *link) (struct{}, error) { return struct{}{}, l.check(ctx) })
+	return err
+}
+
+func (t *token) distrust() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l := t.link; l != nil && !t.closed {
+		t.wg.Go(func() { l.distrust(t.ctx) })
+	}
+}
+
+func (t *token) stats() Stats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := Stats{
+		Up: t.link != nil, Since: t.since,
+		Logins: t.logins.Load(), Renewals: t.renewals.Load(), Restarts: t.restarts.Load(),
+		Errors: maps.Clone(t.faults),
+	}
+	if t.reason != nil {
+		s.Reason = t.reason.Error()
+	}
+	if l := t.link; l != nil {
+		s.Limit = l.pool.limit()
+		s.Open, s.InUse, s.Waiting = int(l.pool.opened.Load()), int(l.pool.inUse.Load()), int(l.pool.waiting.Load())
+	}
+	return s
+}
+
+// close lets go of the token for one backend; the last one waits for its
+// signatures, logs out, closes the sessions and lets go of the module.
+func (t *token) close() error {
+	t.modules.mu.Lock()
+	t.refs--
+	last := t.refs == 0
+	if last {
+		delete(t.modules.tokens, tokenKey{t.cfg.Module, t.cfg.Token, t.cfg.Serial})
+	}
+	t.modules.mu.Unlock()
+	if !last {
+		return nil
+	}
+
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.cancel()
+
+	// Any of the calls below may hang in the module; the process can still
+	// end in order.
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait+2*parkLimit)
+	defer cancel()
+	_, err := aside(ctx, func() (struct{}, error) {
+		t.wg.Wait()
+		t.mu.Lock()
+		l, mod := t.link, t.mod
+		if l != nil {
+			t.takeDown(errClosed, false)
+		}
+		t.mu.Unlock()
+		if l != nil {
+			if err := l.close(ctx); err != nil {
+				return struct{}{}, err
+			}
+		}
+		if mod == nil {
+			return struct{}{}, nil
+		}
+		mod.disclaim(t)
+		return struct{}{}, mod.release(ctx)
+	})
+	if err != nil {
+		return fmt.Errorf("pkcs11: token %s was left as it is: %w", t.cfg.tokenName(), err)
+	}
+	return nil
+}
+
+// examine is of vault.
+func (t *token) examine(ctx context.Context) examination {
+	if err := ctx.Err(); err != nil {
+		return examination{err: err}
+	}
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return examination{problem: &problem{stage: StepModule, text: errClosed.Error()}}
+	}
+	l := t.link
+	if l == nil || l.mod.epoch.Load() != l.epoch {
+		if l != nil {
+			t.takeDown(errEpoch, false)
+		}
+		t.start()
+		a := t.attempt
+		t.mu.Unlock()
+		select {
+		case <-a.done:
+			return a.examination
+		case <-ctx.Done():
+			return examination{err: ctx.Err()}
+		}
+	}
+	t.mu.Unlock()
+
+	// It is up, or was: look whether it still is.
+	x := examination{token: l.info, warning: pinWarning(t.cfg.PINFile)}
+	info, err := use(ctx, t, true, func(l *link) (moduleInfo, error) {
+		if err := l.check(ctx); err != nil {
+			return moduleInfo{}, err
+		}
+		return withSession(ctx, l, func(*session) (moduleInfo, error) { return l.lib.info() })
+	})
+	x.module = info
+	if err != nil {
+		var p *problem
+		switch {
+		case ctx.Err() != nil:
+			x.err = ctx.Err()
+		case errors.As(err, &p):
+			x.problem = p
+		default:
+			x.problem = &problem{stage: StepToken, text: "the token does not answer", advice: "it is being brought back; look again in a few seconds", err: err}
+		}
+	}
+	return x
+}
