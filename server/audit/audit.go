@@ -20,7 +20,7 @@
 //     bounded and free of control characters. There is no field for claims,
 //     tokens or secrets.
 //
-// An event may be in the log although its call was denied or cancelled in the
+// An event may be in the log although its call was denied or canceled in the
 // end (the reverse cannot be): a line that was written is not taken back
 // because its caller no longer waits.
 //

@@ -124,11 +124,12 @@ func appendText(dst []byte, name, text string) []byte {
 	for i := 0; i < len(text); {
 		c := text[i]
 		if c < utf8.RuneSelf {
-			if c == '"' || c == '\\' {
+			switch {
+			case c == '"' || c == '\\':
 				dst = append(dst, '\\', c)
-			} else if c < ' ' || c == 0x7f {
+			case c < ' ' || c == 0x7f:
 				dst = appendEscape(dst, rune(c))
-			} else {
+			default:
 				dst = append(dst, c)
 			}
 			i++

@@ -31,10 +31,10 @@ func openFile(path string) (f regular, torn bool, err error) {
 		return regular{}, false, fmt.Errorf("%s is no regular file: name a file, or %q for the standard output", path, Stdout)
 	}
 	created := false
-	osf, err := os.OpenFile(path, flags, 0) //nolint:gosec // the operator's path
+	osf, err := os.OpenFile(path, flags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		created = true
-		osf, err = os.OpenFile(path, flags|os.O_CREATE, 0o600) //nolint:gosec // the operator's path
+		osf, err = os.OpenFile(path, flags|os.O_CREATE, 0o600)
 	}
 	if err != nil {
 		return regular{}, false, fmt.Errorf("%w: the folder must exist, and this user must be able to read and write the file", err)
@@ -76,7 +76,7 @@ func endsTorn(f *os.File) (bool, error) {
 // syncFolder makes a new file's name last: fsync(2) of the file alone does not
 // cover the entry in its folder.
 func syncFolder(path string) error {
-	d, err := os.Open(path) //nolint:gosec // the operator's path
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 func lock(f *os.File) error {
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err != syscall.EINTR { //nolint:errorlint // a bare errno, compared as the syscall package says
+		if err != syscall.EINTR {
 			return err
 		}
 	}

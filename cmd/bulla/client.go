@@ -1,0 +1,302 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bulla-project/bulla/client"
+	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+)
+
+func clientCommand() *cobra.Command {
+	var conn connection
+	var issuer string
+	cmd := &cobra.Command{Use: "client", Short: "Register OAuth clients' keys and look at them"}
+	conn.register(cmd)
+	cmd.PersistentFlags().StringVar(&issuer, "issuer", "", "the issuer's name (may be left out if there is only one)")
+	cmd.AddCommand(
+		clientRegisterCommand(&conn, &issuer),
+		clientGetCommand(&conn, &issuer),
+		clientListCommand(&conn, &issuer),
+		clientExplainCommand(&conn, &issuer),
+		clientRefreshCommand(&conn, &issuer),
+		clientDeleteCommand(&conn, &issuer),
+	)
+	return cmd
+}
+
+func clientRegisterCommand(conn *connection, issuer *string) *cobra.Command {
+	req := &bullav1.RegisterClientKeyRequest{}
+	var jwksFile, jwksURI string
+	var settings []string
+	cmd := &cobra.Command{
+		Use:   "register CLIENT_ID",
+		Short: "Register a client's key source and settings, or change them",
+		Example: `  bulla client register app-1 --jwks-uri https://app.example.com/jwks --setting ID_TOKEN,alg=RSA-OAEP-256,enc=A256GCM
+  bulla client register app-2 --jwks keys.json --setting ID_TOKEN,alg=ECDH-ES+A128KW --setting USERINFO,alg=ECDH-ES`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Issuer, req.ClientId = *issuer, args[0]
+			switch {
+			case jwksFile != "":
+				doc, err := readInput(cmd, jwksFile)
+				if err != nil {
+					return err
+				}
+				req.KeySource = &bullav1.RegisterClientKeyRequest_Jwks{Jwks: doc}
+			case jwksURI != "":
+				req.KeySource = &bullav1.RegisterClientKeyRequest_JwksUri{JwksUri: jwksURI}
+			}
+			for _, text := range settings {
+				setting, err := parseSetting(text)
+				if err != nil {
+					return err
+				}
+				req.Settings = append(req.Settings, setting)
+			}
+			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
+				res, err := service.ClientKeys.RegisterClientKey(ctx, req)
+				if err != nil {
+					return err
+				}
+				return showClient(cmd, conn, res.GetClientKey())
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&jwksFile, "jwks", "", "file with the client's JWK Set, or - for standard input")
+	f.StringVar(&jwksURI, "jwks-uri", "", "URL of the client's JWK Set")
+	f.StringArrayVar(&settings, "setting", nil, "KIND[,alg=ALG][,enc=ENC][,sign=ALG][,kid=KID], once for each kind of token")
+	f.StringVar(&req.Revision, "revision", "", "the revision to replace (without it, only a new client is registered)")
+	f.BoolVar(&req.AllowUnfetched, "allow-unfetched", false, "register even if the URL cannot be fetched now")
+	cmd.MarkFlagsMutuallyExclusive("jwks", "jwks-uri")
+	return cmd
+}
+
+// parseSetting reads KIND,name=value,…
+func parseSetting(text string) (*bullav1.ResponseSetting, error) {
+	kind, rest, _ := strings.Cut(text, ",")
+	value, ok := bullav1.TokenKind_value["TOKEN_KIND_"+kind]
+	if !ok {
+		return nil, fmt.Errorf("setting %q: %q is no token kind; write ID_TOKEN or USERINFO first", text, kind)
+	}
+	setting := &bullav1.ResponseSetting{TokenKind: bullav1.TokenKind(value)}
+	if rest == "" {
+		return setting, nil
+	}
+	for pair := range strings.SplitSeq(rest, ",") {
+		name, value, _ := strings.Cut(pair, "=")
+		switch name {
+		case "alg":
+			setting.EncryptionAlgorithm = value
+		case "enc":
+			setting.ContentEncryption = value
+		case "sign":
+			setting.SigningAlgorithm = value
+		case "kid":
+			setting.KeyId = value
+		default:
+			return nil, fmt.Errorf("setting %q: %q is none of alg, enc, sign and kid", text, name)
+		}
+	}
+	return setting, nil
+}
+
+func clientGetCommand(conn *connection, issuer *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "get CLIENT_ID",
+		Short: "Show what is known of a client",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
+				res, err := service.ClientKeys.GetClientKey(ctx, &bullav1.GetClientKeyRequest{Issuer: *issuer, ClientId: args[0]})
+				if err != nil {
+					return err
+				}
+				return showClient(cmd, conn, res.GetClientKey())
+			})
+		},
+	}
+}
+
+func clientListCommand(conn *connection, issuer *string) *cobra.Command {
+	var state string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List clients",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			req := &bullav1.ListClientKeysRequest{Issuer: *issuer}
+			if state != "" {
+				value, ok := bullav1.ClientKeyState_value["CLIENT_KEY_STATE_"+strings.ToUpper(state)]
+				if !ok {
+					return fmt.Errorf("state %q: use READY, STALE, EXPIRED, FAILING or NO_USABLE_KEY", state)
+				}
+				req.State = bullav1.ClientKeyState(value)
+			}
+			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
+				all := &bullav1.ListClientKeysResponse{}
+				for {
+					page, err := service.ClientKeys.ListClientKeys(ctx, req)
+					if err != nil {
+						return err
+					}
+					all.ClientKeys = append(all.ClientKeys, page.GetClientKeys()...)
+					if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+						break
+					}
+				}
+				return show(cmd, conn.output, all, func(w io.Writer) {
+					row(w, "CLIENT", "STATE", "SOURCE", "REVISION", "REASON")
+					for _, k := range all.GetClientKeys() {
+						row(w, k.GetClientId(), stateName(k), sourceName(k), k.GetRevision(), k.GetStateReason())
+					}
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVar(&state, "state", "", "only clients in this state")
+	return cmd
+}
+
+func clientExplainCommand(conn *connection, issuer *string) *cobra.Command {
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "explain CLIENT_ID",
+		Short: "Show every key of a client: chosen, or why not",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			value, err := kindValue(kind)
+			if err != nil {
+				return err
+			}
+			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
+				res, err := service.ClientKeys.ExplainClientKey(ctx, &bullav1.ExplainClientKeyRequest{Issuer: *issuer, ClientId: args[0], TokenKind: value})
+				if err != nil {
+					return err
+				}
+				return show(cmd, conn.output, res, func(w io.Writer) {
+					row(w, "KEY", "KID", "TYPE", "USE", "ALG", "CHOSEN", "REASON")
+					for _, k := range res.GetKeys() {
+						chosen := ""
+						if k.GetChosen() {
+							chosen = "yes"
+						}
+						row(w, fmt.Sprint(k.GetIndex()), k.GetKeyId(), strings.TrimSpace(k.GetKeyType()+" "+k.GetCurve()), k.GetUse(), k.GetAlgorithm(), chosen, k.GetReason())
+					}
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVar(&kind, "kind", "ID_TOKEN", "the kind of token")
+	return cmd
+}
+
+func clientRefreshCommand(conn *connection, issuer *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "refresh CLIENT_ID",
+		Short: "Fetch a client's jwks_uri now",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
+				res, err := service.ClientKeys.RefreshClientKey(ctx, &bullav1.RefreshClientKeyRequest{Issuer: *issuer, ClientId: args[0]})
+				if err != nil {
+					return err
+				}
+				return showClient(cmd, conn, res.GetClientKey())
+			})
+		},
+	}
+}
+
+func clientDeleteCommand(conn *connection, issuer *string) *cobra.Command {
+	var revision string
+	cmd := &cobra.Command{
+		Use:   "delete CLIENT_ID",
+		Short: "Forget a client: no token is made for it any more",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
+				res, err := service.ClientKeys.DeleteClientKey(ctx, &bullav1.DeleteClientKeyRequest{Issuer: *issuer, ClientId: args[0], Revision: revision})
+				if err != nil {
+					return err
+				}
+				return show(cmd, conn.output, res, func(w io.Writer) { row(w, "deleted "+args[0]) })
+			})
+		},
+	}
+	cmd.Flags().StringVar(&revision, "revision", "", "delete only this revision")
+	return cmd
+}
+
+func showClient(cmd *cobra.Command, conn *connection, k *bullav1.ClientKey) error {
+	return show(cmd, conn.output, k, func(w io.Writer) {
+		field(w, "client", k.GetClientId())
+		field(w, "issuer", k.GetIssuer())
+		field(w, "state", stateName(k))
+		field(w, "reason", k.GetStateReason())
+		field(w, "since", when(k.GetStateSince()))
+		field(w, "source", sourceName(k))
+		field(w, "jwks_uri", k.GetJwksUri())
+		for _, s := range k.GetSettings() {
+			if s.GetEncryptionAlgorithm() == "" {
+				field(w, kindName(s.GetTokenKind()), "signed only")
+			}
+		}
+		for _, c := range k.GetChosenKeys() {
+			field(w, kindName(c.GetTokenKind()), fmt.Sprintf("%s %s, key %q, thumbprint %s",
+				c.GetEncryptionAlgorithm(), c.GetContentEncryption(), c.GetKeyId(), c.GetThumbprint()))
+		}
+		field(w, "fetched", when(k.GetFetchedAt()))
+		field(w, "next refresh", when(k.GetNextRefreshAt()))
+		field(w, "expires", when(k.GetExpiresAt()))
+		for _, warning := range k.GetWarnings() {
+			field(w, "warning", warning)
+		}
+		field(w, "revision", k.GetRevision())
+	})
+}
+
+func stateName(k *bullav1.ClientKey) string {
+	return strings.TrimPrefix(k.GetState().String(), "CLIENT_KEY_STATE_")
+}
+
+func sourceName(k *bullav1.ClientKey) string {
+	return strings.ToLower(strings.TrimPrefix(k.GetSource().String(), "KEY_SOURCE_"))
+}
+
+func kindName(k bullav1.TokenKind) string { return strings.TrimPrefix(k.String(), "TOKEN_KIND_") }
+
+func kindValue(name string) (bullav1.TokenKind, error) {
+	value, ok := bullav1.TokenKind_value["TOKEN_KIND_"+name]
+	if !ok {
+		return 0, fmt.Errorf("%q is no token kind; use ID_TOKEN, USERINFO or ACCESS_TOKEN", name)
+	}
+	return bullav1.TokenKind(value), nil
+}
+
+// maxInput bounds what is read from a file or standard input.
+const maxInput = 16 << 20
+
+// readInput reads a file, or standard input for "-".
+func readInput(cmd *cobra.Command, name string) ([]byte, error) {
+	in := cmd.InOrStdin()
+	if name != "-" {
+		file, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close() //nolint:errcheck // only read
+		in = file
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxInput+1))
+	if err == nil && len(data) > maxInput {
+		err = fmt.Errorf("%s: more than %d bytes", name, maxInput)
+	}
+	return data, err
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// printError says what went wrong. Of a call's status it shows the code, the
+// reason and everything that helps to put it right.
+func printError(w io.Writer, err error) {
+	st, ok := status.FromError(err)
+	if !ok {
+		var wrapped interface{ GRPCStatus() *status.Status }
+		if !errors.As(err, &wrapped) {
+			fmt.Fprintln(w, "bulla:", err)
+			return
+		}
+		st = wrapped.GRPCStatus()
+	}
+	reason := ""
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			reason = " " + info.GetReason()
+		}
+	}
+	fmt.Fprintf(w, "bulla: %s%s: %s\n", st.Code(), reason, st.Message())
+	for _, d := range st.Details() {
+		switch d := d.(type) {
+		case *errdetails.BadRequest:
+			for _, v := range d.GetFieldViolations() {
+				if !strings.Contains(st.Message(), v.GetDescription()) {
+					fmt.Fprintf(w, "  %s: %s\n", v.GetField(), v.GetDescription())
+				}
+			}
+		case *errdetails.RetryInfo:
+			fmt.Fprintf(w, "  try again after %s\n", d.GetRetryDelay().AsDuration().Round(time.Millisecond))
+		}
+	}
+}
+
+// outputFlag is -o on every command that prints what a service answered.
+func outputFlag(cmd *cobra.Command, format *string) {
+	cmd.PersistentFlags().StringVarP(format, "output", "o", "text", "output format: text or json")
+}
+
+// show prints a reply: as JSON, or by its own text.
+func show(cmd *cobra.Command, format string, reply proto.Message, text func(w io.Writer)) error {
+	out := cmd.OutOrStdout()
+	switch format {
+	case "json":
+		doc, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(reply)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(out, "%s\n", doc)
+		return err
+	case "text":
+		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		text(w)
+		return w.Flush()
+	}
+	return fmt.Errorf("output format %q: use text or json", format)
+}
+
+// row writes one line of a table.
+func row(w io.Writer, cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")) }
+
+// field writes a line of a description, unless its value is empty.
+func field(w io.Writer, name, value string) {
+	if value != "" {
+		row(w, name, value)
+	}
+}
+
+func when(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().Format(time.RFC3339)
+}

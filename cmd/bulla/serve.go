@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bulla-project/bulla/encrypter/fetch"
+	"github.com/bulla-project/bulla/encrypter/jwks"
+	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/server"
+	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/config"
+	"github.com/bulla-project/bulla/server/seal"
+	"github.com/bulla-project/bulla/server/telemetry"
+	"github.com/bulla-project/bulla/signer/keyring"
+	"github.com/bulla-project/bulla/store/bolt"
+)
+
+func serveCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run the service",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+			return serve(cmd.Context(), cfg, log, func(addresses) {})
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "bulla.yaml", "the configuration")
+	return cmd
+}
+
+// drain is how long calls in flight may take to end when the service stops.
+const drain = 15 * time.Second
+
+// addresses are where the service listens.
+type addresses struct{ grpc, http, ops net.Addr }
+
+// serve runs the service until ctx ends. What an operator must edit fails the
+// start; what may heal by itself does not. started is called once all
+// listeners are up.
+//
+// The order of shutdown is the reverse of the order below: first no new calls
+// and the end of those in flight, then what works in the background, then the
+// stores, and the keys last.
+func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started func(addresses)) (err error) {
+	var closers []func() error
+	closing := func(f func() error) { closers = append(closers, f) }
+	defer func() {
+		for i := len(closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, closers[i]())
+		}
+	}()
+
+	problems, warnings := cfg.CheckFiles()
+	for _, w := range warnings {
+		log.Warn("configuration", "warning", w.String())
+	}
+	if len(problems) > 0 {
+		return problems
+	}
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics, err := telemetry.New(registry)
+	if err != nil {
+		return err
+	}
+
+	auditLog, err := audit.Open(ctx, auditConfig(cfg, log))
+	if err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	closing(auditLog.Close)
+
+	backends, err := openBackends(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	closing(backends.Close)
+
+	store, err := bolt.Open(ctx, bolt.Config{Path: cfg.Store.Bolt.Path, Logger: log})
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	closing(store.Close)
+
+	issuers, err := newIssuers(cfg)
+	if err != nil {
+		return err
+	}
+	policy, err := newPolicy(cfg)
+	if err != nil {
+		return err
+	}
+	keys, err := keyring.New(ctx, keyringConfig(cfg, store, backends.byName, log))
+	if err != nil {
+		return err
+	}
+	fetcher, err := fetch.New(fetchConfig(cfg, log))
+	if err != nil {
+		return err
+	}
+	cache, err := keycache.New(keycache.Config{
+		Store: store, Fetcher: fetcher, Logger: log,
+		Limits: jwks.Limits{MaxRSABits: maxRSABits(cfg)},
+		Policy: keycache.Policy{
+			MinRefresh: cfg.Fetch.MinRefresh, DefaultRefresh: cfg.Fetch.DefaultRefresh,
+			MaxRefresh: cfg.Fetch.MaxRefresh, MaxStale: cfg.Fetch.MaxStale,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	closing(func() error { cache.Close(); return nil })
+
+	sealer, err := seal.New(seal.Config{
+		Issuers: issuers, Authorizer: policy, Recipients: cache, Keys: keys,
+		Auditor: auditLog, Observer: metrics, Reason: server.Reason,
+	})
+	if err != nil {
+		return err
+	}
+	grpcConfig := server.Config{
+		Development: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
+		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
+		ClientKeys: cache, SigningKeys: keys, Auditor: auditLog,
+		CheckURI: fetcher.CheckURI, Observer: metrics, Logger: log,
+	}
+	if t := cfg.GRPC.TLS; t != nil {
+		if grpcConfig.TLS, err = server.LoadTLS(t.CertFile, t.KeyFile, t.ClientCAFile); err != nil {
+			return err
+		}
+	}
+	api, err := server.New(grpcConfig)
+	if err != nil {
+		return err
+	}
+	web, err := newWeb(cfg, issuers, keys, log)
+	if err != nil {
+		return err
+	}
+	metricsHandler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
+	ops := server.NewWeb(server.OpsHandler(api.Ready, metricsHandler), nil, log)
+	if err := registerStats(metrics, backends, cache, auditLog, issuers, keys); err != nil {
+		return err
+	}
+
+	var listeners [3]net.Listener
+	for i, l := range []struct{ field, address string }{
+		{"grpc.listen", cfg.GRPC.Listen}, {"http.listen", cfg.HTTP.Listen}, {"ops.listen", cfg.Ops.Listen},
+	} {
+		if listeners[i], err = (&net.ListenConfig{}).Listen(ctx, "tcp", l.address); err != nil {
+			return fmt.Errorf("%s: %w; choose a free address, or stop what listens there", l.field, err)
+		}
+		closing(ignoreClosed(listeners[i].Close))
+	}
+
+	// background outlives ctx: calls in flight still need it while the
+	// listeners drain.
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, failed := errgroup.WithContext(background)
+	for _, part := range []func(context.Context) error{keys.Run, cache.Run, api.Run} {
+		group.Go(func() error { return part(failed) })
+	}
+	group.Go(func() error { return reopenOnHangup(failed, auditLog, log) })
+	group.Go(func() error { return api.Serve(listeners[0]) })
+	group.Go(func() error { return web.Serve(listeners[1]) })
+	group.Go(func() error { return ops.Serve(listeners[2]) })
+	log.Info("serving", "version", version(), "grpc", listeners[0].Addr().String(),
+		"http", listeners[1].Addr().String(), "ops", listeners[2].Addr().String())
+	started(addresses{listeners[0].Addr(), listeners[1].Addr(), listeners[2].Addr()})
+
+	select {
+	case <-ctx.Done():
+	case <-failed.Done():
+	}
+	log.Info("stopping")
+	draining, cancel := context.WithTimeout(background, drain)
+	defer cancel()
+	api.Shutdown(draining)
+	web.Shutdown(draining)
+	ops.Shutdown(draining)
+	stop()
+	return group.Wait()
+}
+
+// reopenOnHangup lets the audit log be rotated: rename the file, send SIGHUP.
+func reopenOnHangup(ctx context.Context, auditLog *audit.Log, log *slog.Logger) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-hangup:
+			if err := auditLog.Reopen(ctx); err != nil {
+				log.ErrorContext(ctx, "audit log not reopened", "error", err)
+				continue
+			}
+			log.InfoContext(ctx, "audit log reopened")
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// ignoreClosed is for what a server that was shut down has closed already.
+func ignoreClosed(closeIt func() error) func() error {
+	return func() error {
+		if err := closeIt(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}

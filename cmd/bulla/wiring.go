@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter/fetch"
+	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/kms/awskms"
+	"github.com/bulla-project/bulla/kms/local"
+	"github.com/bulla-project/bulla/kms/pkcs11"
+	"github.com/bulla-project/bulla/server"
+	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/server/config"
+	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/server/telemetry"
+	"github.com/bulla-project/bulla/signer"
+	"github.com/bulla-project/bulla/signer/keyring"
+)
+
+// The functions below turn the configuration into that of each part.
+
+func auditConfig(cfg *config.Config, log *slog.Logger) audit.Config {
+	return audit.Config{
+		Path: cfg.Audit.Path, Sync: audit.Sync(cfg.Audit.Sync), OnFailure: audit.OnFailure(cfg.Audit.OnFailure), Logger: log,
+	}
+}
+
+// backends are the open backends.
+type backends struct {
+	byName map[string]kms.Backend
+	tokens map[string]*pkcs11.Backend // those of byName that are PKCS#11
+}
+
+// openBackends opens the configured backends. Those that are down now do not
+// fail it.
+func openBackends(ctx context.Context, cfg *config.Config, log *slog.Logger) (*backends, error) {
+	b := &backends{byName: make(map[string]kms.Backend), tokens: make(map[string]*pkcs11.Backend)}
+	modules := pkcs11.NewModules()
+	for name, c := range cfg.Backends {
+		backend, err := b.open(ctx, name, c, modules, log.With("backend", name))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("backend %s: %w", name, err), b.Close())
+		}
+		b.byName[name] = backend
+	}
+	return b, nil
+}
+
+func (b *backends) open(ctx context.Context, name string, c config.Backend, modules *pkcs11.Modules, log *slog.Logger) (kms.Backend, error) {
+	switch {
+	case c.PKCS11 != nil:
+		token, err := pkcs11.New(ctx, pkcs11Config(c.PKCS11, modules, log))
+		if err != nil {
+			return nil, err
+		}
+		b.tokens[name] = token
+		return token, nil
+	case c.AWSKMS != nil:
+		return awskms.New(ctx, awskms.Config{Region: c.AWSKMS.Region, Endpoint: c.AWSKMS.Endpoint, Rate: c.AWSKMS.Rate, Logger: log})
+	default:
+		return local.New(ctx, local.Config{Path: c.Local.Path})
+	}
+}
+
+func pkcs11Config(c *config.PKCS11, modules *pkcs11.Modules, log *slog.Logger) pkcs11.Config {
+	return pkcs11.Config{
+		Module: c.Module, Token: c.Token, Serial: c.Serial, PINFile: c.PINFile,
+		InsistOnLogin: c.InsistOnLogin, Sessions: c.Sessions, Modules: modules, Logger: log,
+	}
+}
+
+func (b *backends) Close() error {
+	var all error
+	for name, backend := range b.byName {
+		if err := backend.Close(); err != nil {
+			all = errors.Join(all, fmt.Errorf("backend %s: %w", name, err))
+		}
+	}
+	return all
+}
+
+func newIssuers(cfg *config.Config) (*issuer.Directory, error) {
+	var list []*issuer.Issuer
+	for _, c := range cfg.Issuers {
+		var algorithms []kms.Algorithm
+		for _, k := range c.SigningKeys {
+			algorithms = append(algorithms, k.Algorithm)
+		}
+		i, err := issuer.New(issuer.Config{
+			Name:    c.Name,
+			Token:   signer.Issuer{URL: c.Iss, DefaultLifetime: c.DefaultLifetime, MaxLifetime: c.MaxLifetime},
+			Profile: issuer.Profile(c.Profile), DefaultAlgorithm: c.DefaultSigningAlgorithm, SigningKeys: algorithms,
+			Signing: c.Policy.Signing, Encryption: c.Policy.Encryption, ContentEncryption: c.Policy.ContentEncryption,
+		})
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, i)
+	}
+	return issuer.NewDirectory(list...), nil
+}
+
+func newPolicy(cfg *config.Config) (*authz.Policy, error) {
+	if cfg.Plaintext() {
+		return authz.Development(), nil
+	}
+	return authz.New(cfg.AuthzGrants())
+}
+
+func keyringConfig(cfg *config.Config, store keyring.Store, backends map[string]kms.Backend, log *slog.Logger) keyring.Config {
+	c := keyring.Config{Store: store, Backends: backends, Logger: log}
+	for _, i := range cfg.Issuers {
+		one := keyring.Issuer{Name: i.Name, DefaultAlgorithm: i.DefaultSigningAlgorithm}
+		for _, k := range i.SigningKeys {
+			key := keyring.Key{Algorithm: k.Algorithm, SkipVerify: !k.Verify}
+			for _, ref := range k.Keys {
+				key.Locations = append(key.Locations, keyring.Location{Backend: ref.Backend, Ref: ref.Ref})
+			}
+			one.Keys = append(one.Keys, key)
+		}
+		c.Issuers = append(c.Issuers, one)
+	}
+	return c
+}
+
+func fetchConfig(cfg *config.Config, log *slog.Logger) fetch.Config {
+	return fetch.Config{
+		CAFile: cfg.Fetch.CAFile, AllowHosts: cfg.Fetch.AllowHosts, AllowCIDRs: cfg.Fetch.CIDRs(), AllowPorts: cfg.Fetch.AllowPorts,
+		AllowLoopbackHTTP: cfg.Development, Logger: log,
+	}
+}
+
+func newWeb(cfg *config.Config, issuers *issuer.Directory, keys *keyring.Keyring, log *slog.Logger) (*server.Web, error) {
+	maxAges := make(map[string]time.Duration)
+	for _, i := range cfg.Issuers {
+		maxAges[i.Name] = i.JWKSMaxAge
+	}
+	handler := server.JWKSHandler(issuers, keys, func(name string) time.Duration { return maxAges[name] })
+	if cfg.HTTP.TLS == nil {
+		return server.NewWeb(handler, nil, log), nil
+	}
+	tlsConfig, err := server.LoadWebTLS(cfg.HTTP.TLS.CertFile, cfg.HTTP.TLS.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return server.NewWeb(handler, tlsConfig, log), nil
+}
+
+// registerStats adds what the parts count of themselves to the metrics.
+func registerStats(m *telemetry.Metrics, b *backends, cache *keycache.Cache, log *audit.Log, issuers *issuer.Directory, keys *keyring.Keyring) error {
+	var all error
+	gauge := func(name, help string, labels map[string]string, value func() float64) {
+		all = errors.Join(all, m.Gauge(name, help, labels, value))
+	}
+	counter := func(name, help string, labels map[string]string, value func() float64) {
+		all = errors.Join(all, m.Counter(name, help, labels, value))
+	}
+	for name, token := range b.tokens {
+		backend := map[string]string{"backend": name}
+		gauge("bulla_pkcs11_up", "1 while the token can be used.", backend, func() float64 { return boolean(token.Stats().Up) })
+		gauge("bulla_pkcs11_sessions_limit", "Sessions that may sign at once.", backend, func() float64 { return float64(token.Stats().Limit) })
+		gauge("bulla_pkcs11_sessions_open", "Sessions of the pool that are open.", backend, func() float64 { return float64(token.Stats().Open) })
+		gauge("bulla_pkcs11_sessions_in_use", "Sessions that sign now.", backend, func() float64 { return float64(token.Stats().InUse) })
+		gauge("bulla_pkcs11_waiting", "Signatures that wait for a session.", backend, func() float64 { return float64(token.Stats().Waiting) })
+		counter("bulla_pkcs11_logins_total", "Logins, good or bad.", backend, func() float64 { return float64(token.Stats().Logins) })
+		counter("bulla_pkcs11_renewals_total", "Signatures made once more on a new session.", backend, func() float64 { return float64(token.Stats().Renewals) })
+		counter("bulla_pkcs11_restarts_total", "Times the module was initialized again.", backend, func() float64 { return float64(token.Stats().Restarts) })
+	}
+	for _, i := range issuers.All() {
+		gauge("bulla_issuer_signs", "1 while the issuer's default key signs.", map[string]string{"issuer": i.Name()}, func() float64 {
+			ok, _ := keys.Healthy(i.Name())
+			return boolean(ok)
+		})
+	}
+	gauge("bulla_clients_in_memory", "Clients kept ready.", nil, func() float64 { return float64(cache.Stats().Clients) })
+	gauge("bulla_key_sets_in_memory", "Fetched key sets kept ready.", nil, func() float64 { return float64(cache.Stats().KeySets) })
+	counter("bulla_audit_records_total", "Audit lines written.", nil, func() float64 { return float64(log.Stats().Records) })
+	counter("bulla_audit_failures_total", "Audit lines that could not be written.", nil, func() float64 { return float64(log.Stats().Failures) })
+	return all
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// maxRSABits is the largest bound of any issuer.
+func maxRSABits(cfg *config.Config) int {
+	bits := 0
+	for _, i := range cfg.Issuers {
+		bits = max(bits, i.Policy.MaxRSABits)
+	}
+	return bits
+}

@@ -1,0 +1,355 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/server/authz"
+)
+
+var update = flag.Bool("update", false, "write the expected messages of testdata/bad anew; read the difference")
+
+// TestBadConfigs loads each testdata/bad/NAME.yaml and compares all that is
+// said of it with NAME.txt.
+func TestBadConfigs(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil || len(files) < 60 {
+		t.Fatalf("found %d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
+		t.Run(name, func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = Parse(filepath.Base(file), data)
+			var problems Problems
+			if !errors.As(err, &problems) || len(problems) == 0 {
+				t.Fatalf("got %v, want problems", err)
+			}
+			for _, p := range problems {
+				if p.Line < 1 || p.Message == "" || p.Advice == "" {
+					t.Errorf("problem without line, message or advice: %+v", p)
+				}
+			}
+			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+			got := err.Error() + "\n"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("messages (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func load(t *testing.T, file string) *Config {
+	t.Helper()
+	c, err := Load(file)
+	if err != nil {
+		t.Fatalf("Load(%s):\n%v", file, err)
+	}
+	return c
+}
+
+func wantConfig(t *testing.T, got, want *Config) {
+	t.Helper()
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+}
+
+// in returns the absolute path of a file beside the good configurations.
+func in(t *testing.T, file string) string {
+	t.Helper()
+	p, err := filepath.Abs(filepath.Join("testdata", "good", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestMinimalConfigGetsTheDefaults(t *testing.T) {
+	wantConfig(t, load(t, "testdata/good/minimal.yaml"), &Config{
+		GRPC: GRPC{Listen: "127.0.0.1:8443", Reflection: true, TLS: &MutualTLS{
+			CertFile: in(t, "server.crt"), KeyFile: in(t, "server.key"), ClientCAFile: in(t, "callers-ca.crt"),
+		}},
+		HTTP:  HTTP{Listen: "127.0.0.1:8080"},
+		Ops:   Ops{Listen: "127.0.0.1:9090"},
+		Store: Store{Bolt: Bolt{Path: in(t, "bulla.db")}, MaxLag: 15 * time.Minute},
+		Audit: Audit{Path: in(t, "audit.log"), Sync: "group", OnFailure: "deny"},
+		Backends: map[string]Backend{"hsm": {PKCS11: &PKCS11{
+			Module: "/usr/lib/softhsm/libsofthsm2.so", Token: "bulla", PINFile: in(t, "pin"), Isolation: "none",
+		}}},
+		Fetch: Fetch{
+			AllowPorts: []int{443}, MinRefresh: time.Minute, DefaultRefresh: 10 * time.Minute,
+			MaxRefresh: 24 * time.Hour, MaxStale: 24 * time.Hour,
+		},
+		Issuers: []Issuer{{
+			Name: "main", Iss: "https://login.example.com", Profile: "default", DefaultSigningAlgorithm: kms.ES256,
+			DefaultLifetime: 5 * time.Minute, MaxLifetime: time.Hour, JWKSMaxAge: 10 * time.Minute,
+			Policy: Policy{MaxRSABits: 4096},
+			SigningKeys: []SigningKey{{
+				Algorithm: kms.ES256, Locations: []string{"hsm:object=login-es256"}, Verify: true,
+				Keys: []KeyRef{{"hsm", "object=login-es256"}},
+			}},
+			Rotation: Rotation{Create: "never"},
+		}},
+	})
+}
+
+func TestFullConfigIsTakenAsItIs(t *testing.T) {
+	const arn = "key-id=arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+	const uri = "pkcs11:token=bulla;object=standby-es256;type=private"
+	wantConfig(t, load(t, "testdata/good/full.yaml"), &Config{
+		GRPC: GRPC{Listen: "0.0.0.0:443", TLS: &MutualTLS{
+			CertFile: in(t, "tls/server.crt"), KeyFile: in(t, "tls/server.key"), ClientCAFile: "/etc/ssl/callers-ca.crt",
+		}},
+		HTTP:  HTTP{Listen: ":8081", TLS: &TLS{CertFile: in(t, "web.crt"), KeyFile: in(t, "web.key")}},
+		Ops:   Ops{Listen: "[::1]:9191"},
+		Store: Store{Bolt: Bolt{Path: in(t, "data/registry.db")}, MaxLag: 5 * time.Minute},
+		Audit: Audit{Path: "-", Sync: "group", OnFailure: "continue"},
+		Backends: map[string]Backend{
+			"hsm": {PKCS11: &PKCS11{
+				Module: "/usr/lib/softhsm/libsofthsm2.so", Token: "bulla", Serial: "0123456789abcdef", PINFile: in(t, "pin"),
+				InsistOnLogin: true, Sessions: 12, Isolation: "none",
+			}},
+			"aws": {AWSKMS: &AWSKMS{Region: "eu-west-1", Endpoint: "http://127.0.0.1:5000", Rate: 100}},
+		},
+		Fetch: Fetch{
+			CAFile: in(t, "clients-ca.crt"), AllowHosts: []string{"rp.example.com", "*.apps.example.com"},
+			AllowCIDRs: []string{"10.1.0.0/16", "2001:db8::/32"}, AllowPorts: []int{443, 8443},
+			MinRefresh: 30 * time.Second, DefaultRefresh: 5 * time.Minute, MaxRefresh: 12 * time.Hour, MaxStale: 48 * time.Hour,
+		},
+		Grants: []Grant{
+			{Caller: "spiffe://example.com/idp", Allow: []authz.Permission{authz.Issue}, Issuers: []string{"main", "bank"}, TokenKinds: tokenKinds, Clients: []string{"*"}},
+			{Caller: "registrar.example.com", Allow: []authz.Permission{authz.CreateClientKey, authz.ReadClientKeys, authz.RefreshClientKey}, Issuers: []string{"main"}, Clients: []string{"app-*", "portal"}},
+			{Caller: "spiffe://example.com/idp", Allow: []authz.Permission{authz.ReadSigningKeys, authz.RotateSigningKeys}, Issuers: []string{"main"}},
+		},
+		Issuers: []Issuer{
+			{
+				Name: "main", Iss: "https://login.example.com", Profile: "default", DefaultSigningAlgorithm: kms.RS256,
+				DefaultLifetime: 2 * time.Minute, MaxLifetime: 30 * time.Minute, JWKSMaxAge: time.Hour,
+				Policy: Policy{
+					Signing:    []kms.Algorithm{kms.RS256, kms.ES256},
+					Encryption: []encrypter.KeyAlgorithm{encrypter.RSAOAEP256, encrypter.ECDHES}, ContentEncryption: []encrypter.ContentEncryption{encrypter.A256GCM, encrypter.A128CBCHS256},
+					MaxRSABits: 8192,
+				},
+				SigningKeys: []SigningKey{
+					{Algorithm: kms.ES256, Locations: []string{"hsm:object=login-es256", uri}, Verify: true, Keys: []KeyRef{{"hsm", "object=login-es256"}, {"hsm", uri}}},
+					{Algorithm: kms.RS256, Locations: []string{"aws:" + arn}, Keys: []KeyRef{{"aws", arn}}},
+				},
+				Rotation: Rotation{Create: "never"},
+			},
+			{
+				Name: "bank", Iss: "https://bank.example.com/tenant", Profile: "fapi", DefaultSigningAlgorithm: kms.PS256,
+				DefaultLifetime: 5 * time.Minute, MaxLifetime: time.Hour, JWKSMaxAge: 10 * time.Minute,
+				Policy:      Policy{MaxRSABits: 4096},
+				SigningKeys: []SigningKey{{Algorithm: kms.PS256, Locations: []string{"hsm:id=%01%02"}, Verify: true, Keys: []KeyRef{{"hsm", "id=%01%02"}}}},
+				Rotation:    Rotation{Create: "never"},
+			},
+		},
+	})
+}
+
+func TestDevelopmentNeedsNoTLSAndTakesItIfGiven(t *testing.T) {
+	plain := load(t, "testdata/good/development.yaml")
+	if !plain.Development || !plain.Plaintext() || plain.Issuers[0].DefaultSigningAlgorithm != kms.EdDSA {
+		t.Errorf("development.yaml: got development %v, plaintext %v, default algorithm %s", plain.Development, plain.Plaintext(), plain.Issuers[0].DefaultSigningAlgorithm)
+	}
+	if c := load(t, "testdata/good/development-tls.yaml"); !c.Development || c.Plaintext() {
+		t.Errorf("development-tls.yaml: got development %v, plaintext %v; want true, false", c.Development, c.Plaintext())
+	}
+}
+
+func TestGrantsOfTheConfigMakeAPolicy(t *testing.T) {
+	c := load(t, "testdata/good/full.yaml")
+	p, err := authz.New(c.AuthzGrants())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Allow("registrar.example.com", authz.Request{Permission: authz.CreateClientKey, Issuer: "main", ClientID: "app-7"}); err != nil {
+		t.Errorf("granted in the file: %v", err)
+	}
+	if err := p.Allow("registrar.example.com", authz.Request{Permission: authz.ReplaceClientKey, Issuer: "main", ClientID: "app-7"}); !errors.Is(err, authz.ErrNotAllowed) {
+		t.Errorf("not granted in the file: got %v, want ErrNotAllowed", err)
+	}
+	if got := c.Fetch.CIDRs(); len(got) != 2 || got[0].String() != "10.1.0.0/16" {
+		t.Errorf("CIDRs: got %v", got)
+	}
+}
+
+func TestURIBelongsToTheBackendWhoseTokenItNames(t *testing.T) {
+	backends := map[string]Backend{
+		"a": {PKCS11: &PKCS11{Token: "one & only"}},
+		"b": {PKCS11: &PKCS11{Token: "two", Serial: "77"}},
+		"c": {AWSKMS: &AWSKMS{}},
+	}
+	for uri, want := range map[string]string{
+		"pkcs11:token=one%20%26%20only;object=x": "a",
+		"pkcs11:token=one%20&%20only;object=x":   "a",
+		"pkcs11:object=x;token=two":              "b",
+		"PKCS11:id=%01;token=two;serial=77":      "b",
+	} {
+		got, p := parseKeyRef(uri, backends)
+		if p != nil || got != (KeyRef{want, uri}) || got.String() != uri {
+			t.Errorf("%s: got %v, %v; want backend %s", uri, got, p, want)
+		}
+	}
+	for _, uri := range []string{"pkcs11:object=x", "pkcs11:object=x;token=two;serial=78", "pkcs11:token=two"} {
+		if got, p := parseKeyRef(uri, backends); p == nil {
+			t.Errorf("%s: got %v, want a problem", uri, got)
+		}
+	}
+	if r := (KeyRef{"c", "key-id=x"}); r.String() != "c:key-id=x" {
+		t.Errorf("String: got %s", r)
+	}
+}
+
+func TestValuesThatMightBeSecretsAreNotRepeated(t *testing.T) {
+	for _, file := range []string{"pkcs11-pin-in-file", "unknown-top-level", "key-locations", "control-character", "iss-user"} {
+		_, err := Load("testdata/bad/" + file + ".yaml")
+		if err == nil {
+			t.Fatalf("%s: no error", file)
+		}
+		for _, secret := range []string{"123456", "1234;", "pin-value=1234", "MIIB", "me:secret"} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: the message repeats %q:\n%v", file, secret, err)
+			}
+		}
+	}
+}
+
+func TestHugeAndMissingFilesAreRefused(t *testing.T) {
+	huge := filepath.Join(t.TempDir(), "huge.yaml")
+	if err := os.WriteFile(huge, bytes.Repeat([]byte("# x\n"), MaxSize/4+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		huge: "larger than", filepath.Join(t.TempDir(), "missing.yaml"): "cannot be read", t.TempDir(): "cannot be read",
+	} {
+		_, err := Load(file)
+		var problems Problems
+		if !errors.As(err, &problems) || !strings.Contains(err.Error(), want) {
+			t.Errorf("Load(%s): got %v, want problems with %q", file, err, want)
+		}
+	}
+}
+
+func TestProblemsAreBounded(t *testing.T) {
+	for name, data := range map[string]string{
+		"unknown fields": strings.Repeat("a: 1\nb: 1\n", 1000),
+		"wrong entries":  "grants: [" + strings.Repeat("x,", maxEntries) + "]",
+		"wrong values":   "fetch: {allow_ports: [" + strings.Repeat("0,", maxEntries) + "]}",
+	} {
+		_, err := Parse("f.yaml", []byte(data))
+		var problems Problems
+		if !errors.As(err, &problems) || len(problems) != maxProblems+1 || !strings.Contains(err.Error(), "there are more problems") {
+			t.Errorf("%s: got %d problems, want %d and a last one that tells of more", name, len(problems), maxProblems)
+		}
+	}
+	if _, err := Parse("f.yaml", []byte("fetch: {allow_ports: ["+strings.Repeat("1,", maxEntries+1)+"]}")); err == nil || !strings.Contains(err.Error(), "the list has 10001 entries") {
+		t.Errorf("a list that is too long: got %.200v", err)
+	}
+	for name, data := range map[string]string{
+		"lists": strings.Repeat("[", MaxSize), "fields": strings.Repeat("{a: ", MaxSize/4),
+	} {
+		if _, err := Parse("f.yaml", []byte(data)); err == nil || !strings.Contains(err.Error(), "not YAML") {
+			t.Errorf("nested %s: got %v, want a problem about the nesting", name, err)
+		}
+	}
+}
+
+func TestPathsStartFromTheFolderOfTheFile(t *testing.T) {
+	dir := t.TempDir()
+	data, err := os.ReadFile("testdata/good/minimal.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Parse(filepath.Join(dir, "bulla.yaml"), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for got, want := range map[string]string{
+		c.GRPC.TLS.CertFile: "server.crt", c.Store.Bolt.Path: "bulla.db", c.Audit.Path: "audit.log", c.Backends["hsm"].PKCS11.PINFile: "pin",
+	} {
+		if got != filepath.Join(dir, want) {
+			t.Errorf("got %s, want %s in %s", got, want, dir)
+		}
+	}
+}
+
+func TestNearest(t *testing.T) {
+	known := []string{"listen", "reflection", "tls", "pin_file", "cert_file", "ES256"}
+	for name, want := range map[string]string{
+		"lisen": "listen", "Listen": "listen", "lsiten": "listen", "pin": "pin_file", "cert-file": "cert_file", "es256": "ES256", "ES265": "ES256",
+		"x": "", "": "", "something": "", "slt": "", strings.Repeat("listen", 100): "listen",
+	} {
+		if got := nearest(name, known); got != want {
+			t.Errorf("nearest(%.20q): got %q, want %q", name, got, want)
+		}
+	}
+}
+
+// FuzzParse: no file, however broken, does more than be refused with problems
+// that have one line each.
+func FuzzParse(f *testing.F) {
+	for _, pattern := range []string{"testdata/good/*.yaml", "testdata/bad/*.yaml"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(data)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse("f.yaml", data)
+		if err == nil {
+			if _, err := authz.New(c.AuthzGrants()); err != nil {
+				t.Fatalf("accepted grants that authz refuses: %v", err)
+			}
+			for _, is := range c.Issuers {
+				if is.DefaultLifetime > is.MaxLifetime || !is.DefaultSigningAlgorithm.Known() {
+					t.Fatalf("accepted issuer %+v", is)
+				}
+			}
+			if !c.Development && c.Plaintext() {
+				t.Fatal("accepted plaintext outside development")
+			}
+			return
+		}
+		var problems Problems
+		if !errors.As(err, &problems) || len(problems) == 0 {
+			t.Fatalf("%T instead of problems", err)
+		}
+		for _, p := range problems {
+			if s := p.String(); strings.ContainsAny(s, "\n\r\x1b\x00") || p.Message == "" || p.Advice == "" {
+				t.Fatalf("bad problem %q", s)
+			}
+		}
+	})
+}

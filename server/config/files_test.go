@@ -1,0 +1,114 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// provisioned loads the minimal configuration from a folder in which all its
+// files are there.
+func provisioned(t *testing.T) (c *Config, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	data, err := os.ReadFile("testdata/good/minimal.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data = []byte(strings.ReplaceAll(string(data), "/usr/lib/softhsm/libsofthsm2.so", "module.so"))
+	for _, name := range []string{"server.crt", "server.key", "callers-ca.crt", "pin", "module.so"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err = Parse(filepath.Join(dir, "bulla.yaml"), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, dir
+}
+
+func TestCheckFilesIsContentAndLeavesNothingBehind(t *testing.T) {
+	c, dir := provisioned(t)
+	problems, warnings := c.CheckFiles()
+	if len(problems) != 0 || len(warnings) != 0 {
+		t.Errorf("got problems %v, warnings %v; want none", problems, warnings)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 5 {
+		t.Errorf("after the check the folder holds %v, want the 5 files", entries)
+	}
+}
+
+func TestCheckFilesNamesLineAndCure(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(dir string) error
+		want   string // after the folder is taken out
+	}{
+		{"missing", func(dir string) error { return os.Remove(filepath.Join(dir, "pin")) },
+			"bulla.yaml:3: backends.hsm.pkcs11.pin_file: pin does not exist: create it, or correct the path"},
+		{"empty", func(dir string) error { return os.Truncate(filepath.Join(dir, "pin"), 0) },
+			"bulla.yaml:3: backends.hsm.pkcs11.pin_file: pin is empty: write it"},
+		{"folder for a file", func(dir string) error {
+			_ = os.Remove(filepath.Join(dir, "server.crt"))
+			return os.Mkdir(filepath.Join(dir, "server.crt"), 0o700)
+		}, "bulla.yaml:1: grpc.tls.cert_file: server.crt is no regular file: name a file"},
+		{"folder for the store", func(dir string) error { return os.Mkdir(filepath.Join(dir, "bulla.db"), 0o700) },
+			"bulla.yaml:1: store.bolt.path: bulla.db is no regular file: name a file"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, dir := provisioned(t)
+			if err := tc.change(dir); err != nil {
+				t.Fatal(err)
+			}
+			problems, _ := c.CheckFiles()
+			if got := strings.ReplaceAll(problems.Error(), dir+"/", ""); got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestCheckFilesMissesFolders(t *testing.T) {
+	c, dir := provisioned(t)
+	c.Audit.Path = filepath.Join(dir, "missing", "audit.log")
+	problems, _ := c.CheckFiles()
+	if len(problems) != 1 || !strings.Contains(problems.Error(), "missing does not exist") {
+		t.Errorf("got %v, want one problem about the folder", problems)
+	}
+}
+
+func TestCheckFilesWarnsOfSecretsThatAllCanRead(t *testing.T) {
+	c, dir := provisioned(t)
+	for name, mode := range map[string]os.FileMode{"pin": 0o644, "server.key": 0o640, "server.crt": 0o644} {
+		if err := os.Chmod(filepath.Join(dir, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	problems, warnings := c.CheckFiles()
+	if len(problems) != 0 || len(warnings) != 1 || warnings[0].Path != "backends.hsm.pkcs11.pin_file" {
+		t.Errorf("got problems %v, warnings %v; want one warning about the PIN", problems, warnings)
+	}
+}
+
+func TestCheckFilesSeesWhatThisUserMayNot(t *testing.T) {
+	c, dir := provisioned(t)
+	if err := os.WriteFile(c.Audit.Path, nil, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "pin"), 0o200); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		t.Skip("root may read and write everything: run as another user to see this test")
+	}
+	problems, _ := c.CheckFiles()
+	if len(problems) != 2 || !strings.Contains(problems.Error(), "pin cannot be read") || !strings.Contains(problems.Error(), "audit.log cannot be written") {
+		t.Errorf("got %v, want problems about the PIN and the audit log", problems)
+	}
+}

@@ -1,0 +1,356 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/server/authz"
+)
+
+// Config is the whole configuration, with defaults filled in, paths made
+// absolute and all relations checked. It is not changed after Load.
+type Config struct {
+	// Development allows, on loopback addresses only, what must not leave a
+	// developer's machine: gRPC without TLS, the caller then being
+	// "development" with all permissions; signing keys in a file (backends of
+	// type local); client keys from loopback addresses; an issuer URL with
+	// http. All listeners must then be on loopback. Default: false.
+	Development bool `yaml:"development"`
+
+	// GRPC is the listener for callers.
+	GRPC GRPC `yaml:"grpc"`
+	// HTTP is the listener for verifiers, who fetch /jwks/{issuer name}.
+	HTTP HTTP `yaml:"http"`
+	// Ops is the listener for operators: /livez, /readyz, /metrics.
+	Ops Ops `yaml:"ops"`
+	// Store is where registrations and fetched key sets are kept.
+	Store Store `yaml:"store"`
+	// Audit is the record of every token, change and denial.
+	Audit Audit `yaml:"audit"`
+	// Backends are the places where signing keys live, by name: 1 to 63 lower
+	// case letters, digits and dashes, but not "pkcs11". Required: at least
+	// one.
+	Backends map[string]Backend `yaml:"backends"`
+	// Fetch says how client keys are fetched from a jwks_uri.
+	Fetch Fetch `yaml:"fetch"`
+	// Grants say who may do what. Default: none, so that nobody may do
+	// anything, except in development without TLS, where grants are not used.
+	Grants []Grant `yaml:"grants"`
+	// Issuers are the OpenID providers that tokens are issued for. Required:
+	// at least one.
+	Issuers []Issuer `yaml:"issuers"`
+
+	name string              // of the file, for messages
+	at   map[string]position // of the values, for messages
+}
+
+// GRPC is the listener for callers.
+type GRPC struct {
+	// Listen is IP:port, localhost:port, or :port for all addresses. Port 0,
+	// which takes a free one, is for development. Default: 127.0.0.1:8443.
+	Listen string `yaml:"listen"`
+	// Reflection lets tools such as grpcurl ask for the API. Default: true.
+	Reflection bool `yaml:"reflection"`
+	// TLS is required, except in development: without it callers are not
+	// authenticated. With it they are, in development too.
+	TLS *MutualTLS `yaml:"tls"`
+}
+
+// MutualTLS is a listener's TLS where callers have certificates too.
+type MutualTLS struct {
+	// CertFile is the server's certificate chain in PEM. Required.
+	CertFile string `yaml:"cert_file" is:"path"`
+	// KeyFile is its private key in PEM. Required.
+	KeyFile string `yaml:"key_file" is:"path"`
+	// ClientCAFile holds the CA certificates, in PEM, that callers'
+	// certificates are issued by. Required.
+	ClientCAFile string `yaml:"client_ca_file" is:"path"`
+}
+
+// HTTP is the listener for verifiers.
+type HTTP struct {
+	// Listen is as in GRPC. Default: 127.0.0.1:8080.
+	Listen string `yaml:"listen"`
+	// TLS, or BehindTLSProxy, is required off loopback: verifiers trust what
+	// they fetch here. Default: none.
+	TLS *TLS `yaml:"tls"`
+	// BehindTLSProxy says that a proxy in front of the listener does the TLS.
+	// Default: false.
+	BehindTLSProxy bool `yaml:"behind_tls_proxy"`
+}
+
+// TLS is a listener's TLS.
+type TLS struct {
+	// CertFile is the certificate chain in PEM. Required.
+	CertFile string `yaml:"cert_file" is:"path"`
+	// KeyFile is its private key in PEM. Required.
+	KeyFile string `yaml:"key_file" is:"path"`
+}
+
+// Ops is the listener for operators. It has no TLS and shows no secrets; keep
+// it off public networks.
+type Ops struct {
+	// Listen is as in GRPC. Default: 127.0.0.1:9090.
+	Listen string `yaml:"listen"`
+}
+
+// Store is where registrations and fetched key sets are kept.
+type Store struct {
+	// Bolt keeps them in a file, for one replica. Default: with its defaults.
+	Bolt Bolt `yaml:"bolt"`
+	// MaxLag is how long a replica whose feed of changes is cut goes on with
+	// what it knows. A file has no feed that could be cut, so that with Bolt it
+	// never comes to that. Default: 15m.
+	MaxLag time.Duration `yaml:"max_lag"`
+}
+
+// Bolt is a store in one file.
+type Bolt struct {
+	// Path of the file, which is created if it is missing. Default: bulla.db.
+	Path string `yaml:"path" is:"path"`
+}
+
+// Ways to sync and to fail of Audit.
+const (
+	SyncGroup         = "group"
+	SyncAlways        = "always"
+	OnFailureDeny     = "deny"
+	OnFailureContinue = "continue"
+)
+
+// Audit is the record of every token, change and denial.
+type Audit struct {
+	// Path of the file, which is created if it is missing; "-" is the standard
+	// output. Default: audit.log.
+	Path string `yaml:"path" is:"path or -"`
+	// Sync is SyncGroup, which syncs every 50 ms, or SyncAlways, which syncs
+	// before each reply. Default: SyncGroup.
+	Sync string `yaml:"sync"`
+	// OnFailure is OnFailureDeny, which denies calls that cannot be recorded,
+	// or OnFailureContinue. Default: OnFailureDeny.
+	OnFailure string `yaml:"on_failure"`
+}
+
+// Backend is one place of signing keys. Exactly one field is set.
+type Backend struct {
+	PKCS11 *PKCS11 `yaml:"pkcs11"`
+	AWSKMS *AWSKMS `yaml:"awskms"`
+	Local  *Local  `yaml:"local"` // in development only
+}
+
+// PKCS11 is a token of an HSM.
+type PKCS11 struct {
+	// Module is the PKCS#11 library. Required.
+	Module string `yaml:"module" is:"path"`
+	// Token is the label of the token, Serial its serial number. One of them
+	// is required; where both are given, both must match. Default: "".
+	Token  string `yaml:"token"`
+	Serial string `yaml:"serial"`
+	// PINFile holds the user PIN. Required.
+	PINFile string `yaml:"pin_file" is:"path"`
+	// InsistOnLogin tries the PIN although the token warns that few tries are
+	// left. Default: false.
+	InsistOnLogin bool `yaml:"insist_on_login"`
+	// Sessions is the number of signatures in flight, 0 to 4096. Default: 0,
+	// which is two for each core.
+	Sessions int `yaml:"sessions"`
+	// Isolation is "none": the module runs in the process of the service.
+	// Default: none.
+	Isolation string `yaml:"isolation"`
+}
+
+// AWSKMS is AWS Key Management Service in one region.
+type AWSKMS struct {
+	// Region, such as eu-west-1. Required.
+	Region string `yaml:"region"`
+	// Endpoint is the URL to use in place of the region's own: https, or http
+	// on loopback. Default: "".
+	Endpoint string `yaml:"endpoint"`
+	// Rate is the number of signatures a second that this process asks for at
+	// most. Default: 300.
+	Rate int `yaml:"rate"`
+}
+
+// Local is signing keys in a file, for development.
+type Local struct {
+	// Path of the file. Required.
+	Path string `yaml:"path" is:"path"`
+}
+
+// Fetch says how client keys are fetched from a jwks_uri.
+type Fetch struct {
+	// CAFile holds CA certificates, in PEM, to trust beside the system's.
+	// Default: "".
+	CAFile string `yaml:"ca_file" is:"path"`
+	// AllowHosts, if not empty, lists the only hosts that may be named: names,
+	// or "*.example.com". Default: every host.
+	AllowHosts []string `yaml:"allow_hosts"`
+	// AllowCIDRs opens ranges of addresses that are not public. Each was
+	// checked to be one: see CIDRs. Default: none.
+	AllowCIDRs []string `yaml:"allow_cidrs"`
+	// AllowPorts lists the ports that may be named. Default: 443.
+	AllowPorts []int `yaml:"allow_ports"`
+	// MinRefresh and MaxRefresh bound how long a set is fresh, DefaultRefresh
+	// is for one whose server does not say. Default: 1m, 24h, 10m.
+	MinRefresh     time.Duration `yaml:"min_refresh"`
+	DefaultRefresh time.Duration `yaml:"default_refresh"`
+	MaxRefresh     time.Duration `yaml:"max_refresh"`
+	// MaxStale is how long after that a set may be used while it cannot be
+	// fetched. Default: 24h.
+	MaxStale time.Duration `yaml:"max_stale"`
+}
+
+// CIDRs returns AllowCIDRs parsed.
+func (f *Fetch) CIDRs() []netip.Prefix {
+	prefixes := make([]netip.Prefix, 0, len(f.AllowCIDRs))
+	for _, s := range f.AllowCIDRs {
+		if p, err := netip.ParsePrefix(s); err == nil { // as validate has seen
+			prefixes = append(prefixes, p)
+		}
+	}
+	return prefixes
+}
+
+// Grant allows a caller something, as authz.Grant does. Every list that one of
+// its permissions is measured by must be given.
+type Grant struct {
+	// Caller is the URI SAN or DNS SAN of the caller's certificate. Required.
+	Caller string `yaml:"caller"`
+	// Allow lists permissions. Required.
+	Allow []authz.Permission `yaml:"allow"`
+	// Issuers lists issuer names. Required.
+	Issuers []string `yaml:"issuers"`
+	// TokenKinds lists token kinds. Required for issue and sign_unencrypted,
+	// else not allowed.
+	TokenKinds []string `yaml:"token_kinds"`
+	// Clients lists client_ids, prefixes with a "*" at the end, or "*".
+	// Required for all permissions but read_signing_keys and
+	// rotate_signing_keys, else not allowed.
+	Clients []string `yaml:"clients"`
+}
+
+// Profiles of an issuer.
+const (
+	ProfileDefault = "default"
+	ProfileFAPI    = "fapi"
+)
+
+// Issuer is one OpenID provider.
+type Issuer struct {
+	// Name is what requests, grants and URLs call it: 1 to 63 lower case
+	// letters, digits and dashes. Required.
+	Name string `yaml:"name"`
+	// Iss is the issuer URL that stands in tokens: https, without query and
+	// fragment. Required.
+	Iss string `yaml:"iss"`
+	// Profile is ProfileDefault or ProfileFAPI, which allows only what the
+	// FAPI 2.0 security profile does. Default: ProfileDefault.
+	Profile string `yaml:"profile"`
+	// DefaultSigningAlgorithm is for clients and requests that name none.
+	// Default: ES256 if there is such a key, else that of the only key.
+	DefaultSigningAlgorithm kms.Algorithm `yaml:"default_signing_algorithm"`
+	// DefaultLifetime is that of tokens whose request says neither exp nor
+	// lifetime, MaxLifetime that which none may exceed. Default: 5m, 1h.
+	DefaultLifetime time.Duration `yaml:"default_lifetime"`
+	MaxLifetime     time.Duration `yaml:"max_lifetime"`
+	// JWKSMaxAge is how long verifiers may keep the issuer's public keys.
+	// Default: 10m.
+	JWKSMaxAge time.Duration `yaml:"jwks_max_age"`
+	// Policy says which algorithms may be used.
+	Policy Policy `yaml:"policy"`
+	// SigningKeys are the keys, one entry an algorithm. Required.
+	SigningKeys []SigningKey `yaml:"signing_keys"`
+	// Rotation says how signing keys are replaced.
+	Rotation Rotation `yaml:"rotation"`
+}
+
+// Policy says which algorithms may be used for an issuer. An empty list stands
+// for those that its table allows by default.
+type Policy struct {
+	// Signing lists JWS alg values. Default: empty.
+	Signing []kms.Algorithm `yaml:"signing"`
+	// Encryption lists JWE alg values. Default: empty.
+	Encryption []encrypter.KeyAlgorithm `yaml:"encryption"`
+	// ContentEncryption lists JWE enc values. Default: empty.
+	ContentEncryption []encrypter.ContentEncryption `yaml:"content_encryption"`
+	// MaxRSABits is the largest RSA key of a client, 2048 to 8192.
+	// Default: 4096.
+	MaxRSABits int `yaml:"max_rsa_bits"`
+	// Legacy is false: algorithms that are only kept for old clients are off.
+	Legacy bool `yaml:"legacy"`
+}
+
+// SigningKey is one key pair and its algorithm.
+type SigningKey struct {
+	// Algorithm is the JWS alg. Required.
+	Algorithm kms.Algorithm `yaml:"algorithm"`
+	// Locations is where the key pair is: several locations of one key pair
+	// stand in for each other, in this order. Required.
+	Locations []string `yaml:"keys"`
+	// Verify says that each signature is verified before it leaves. Default:
+	// true.
+	Verify bool `yaml:"verify"`
+
+	// Keys is Locations parsed.
+	Keys []KeyRef
+}
+
+// Rotation says how signing keys are replaced.
+type Rotation struct {
+	// Every is 0: keys are not replaced by themselves.
+	Every time.Duration `yaml:"every"`
+	// Create is "never": new keys are made by the operator. Default: never.
+	Create string `yaml:"create"`
+}
+
+// Plaintext reports whether gRPC is served without TLS, to the one caller
+// authz.DevelopmentCaller.
+func (c *Config) Plaintext() bool { return c.GRPC.TLS == nil }
+
+// AuthzGrants returns the grants as package authz takes them.
+func (c *Config) AuthzGrants() []authz.Grant {
+	grants := make([]authz.Grant, len(c.Grants))
+	for i, g := range c.Grants {
+		grants[i] = authz.Grant(g)
+	}
+	return grants
+}
+
+func (g *GRPC) setDefaults()  { g.Listen, g.Reflection = "127.0.0.1:8443", true }
+func (h *HTTP) setDefaults()  { h.Listen = "127.0.0.1:8080" }
+func (o *Ops) setDefaults()   { o.Listen = "127.0.0.1:9090" }
+func (s *Store) setDefaults() { s.MaxLag = 15 * time.Minute }
+func (b *Bolt) setDefaults()  { b.Path = "bulla.db" }
+
+func (a *Audit) setDefaults() {
+	a.Path, a.Sync, a.OnFailure = "audit.log", SyncGroup, OnFailureDeny
+}
+
+func (p *PKCS11) setDefaults() { p.Isolation = "none" }
+func (a *AWSKMS) setDefaults() { a.Rate = 300 }
+
+func (f *Fetch) setDefaults() {
+	f.AllowPorts = []int{443}
+	f.MinRefresh, f.DefaultRefresh, f.MaxRefresh = time.Minute, 10*time.Minute, 24*time.Hour
+	f.MaxStale = 24 * time.Hour
+}
+
+func (i *Issuer) setDefaults() {
+	i.Profile = ProfileDefault
+	i.DefaultLifetime, i.MaxLifetime = 5*time.Minute, time.Hour
+	i.JWKSMaxAge = 10 * time.Minute
+}
+
+func (p *Policy) setDefaults()     { p.MaxRSABits = 4096 }
+func (k *SigningKey) setDefaults() { k.Verify = true }
+func (r *Rotation) setDefaults()   { r.Create = "never" }
+
+func (Config) later() map[string]string {
+	return map[string]string{"wrapping": "remove it: nothing is stored yet that would have to be wrapped"}
+}
+
+func (Store) later() map[string]string {
+	return map[string]string{"postgres": "remove it and use bolt, with one replica"}
+}

@@ -1,0 +1,88 @@
+package server
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/signer"
+)
+
+type oneKey struct{ noKeys }
+
+func (oneKey) JWKS(string) ([]byte, string, time.Time, error) {
+	return []byte(`{"keys":[{}]}`), `"tag"`, time.Time{}, nil
+}
+
+func oneIssuer(t *testing.T) *issuer.Directory {
+	t.Helper()
+	i, err := issuer.New(issuer.Config{
+		Name: "main", Token: signer.Issuer{URL: "https://login.example.com"},
+		DefaultAlgorithm: kms.ES256, SigningKeys: []kms.Algorithm{kms.ES256},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuer.NewDirectory(i)
+}
+
+func ask(t *testing.T, h http.Handler, method, path, ifNoneMatch string) *httptest.ResponseRecorder {
+	t.Helper()
+	req := httptest.NewRequestWithContext(t.Context(), method, path, nil)
+	if ifNoneMatch != "" {
+		req.Header.Set("If-None-Match", ifNoneMatch)
+	}
+	res := httptest.NewRecorder()
+	h.ServeHTTP(res, req)
+	return res
+}
+
+func TestVerifiersGetTheKeySet(t *testing.T) {
+	h := JWKSHandler(oneIssuer(t), oneKey{}, func(string) time.Duration { return 10 * time.Minute })
+	res := ask(t, h, http.MethodGet, "/jwks/main", "")
+	if res.Code != http.StatusOK || res.Body.String() != `{"keys":[{}]}` || res.Header().Get("Content-Type") != "application/jwk-set+json" {
+		t.Errorf("got %d %q %v", res.Code, res.Body, res.Header())
+	}
+	if got := res.Header().Get("Cache-Control"); got != "public, max-age=600" {
+		t.Errorf("Cache-Control %q", got)
+	}
+	if res = ask(t, h, http.MethodGet, "/jwks/main", `"tag"`); res.Code != http.StatusNotModified || res.Body.Len() != 0 {
+		t.Errorf("with a matching tag: %d %q, want 304", res.Code, res.Body)
+	}
+	for path, want := range map[string]int{"/jwks/other": 404, "/jwks/": 404, "/": 404, "/metrics": 404, "/livez": 404} {
+		if res := ask(t, h, http.MethodGet, path, ""); res.Code != want {
+			t.Errorf("%s: %d, want %d", path, res.Code, want)
+		}
+	}
+	if res := ask(t, h, http.MethodPost, "/jwks/main", ""); res.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %d, want 405", res.Code)
+	}
+}
+
+func TestAKeySetThatIsNotKnownIsNotCached(t *testing.T) {
+	h := JWKSHandler(oneIssuer(t), noKeys{}, func(string) time.Duration { return time.Hour })
+	res := ask(t, h, http.MethodGet, "/jwks/main", "")
+	if res.Code != http.StatusServiceUnavailable || res.Header().Get("Cache-Control") != "" {
+		t.Errorf("got %d %v, want 503 that nobody caches", res.Code, res.Header())
+	}
+}
+
+func TestReadinessSaysWhyNot(t *testing.T) {
+	problem := errors.New("issuer main cannot sign: no token")
+	h := OpsHandler(func() error { return problem }, http.NotFoundHandler())
+	if res := ask(t, h, http.MethodGet, "/readyz", ""); res.Code != http.StatusServiceUnavailable || !strings.Contains(res.Body.String(), "no token") {
+		t.Errorf("got %d %q", res.Code, res.Body)
+	}
+	if res := ask(t, h, http.MethodGet, "/livez", ""); res.Code != http.StatusOK {
+		t.Errorf("livez: %d", res.Code)
+	}
+	problem = nil
+	if res := ask(t, h, http.MethodGet, "/readyz", ""); res.Code != http.StatusOK {
+		t.Errorf("readyz when ready: %d", res.Code)
+	}
+}

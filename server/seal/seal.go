@@ -1,0 +1,340 @@
+// Package seal is the way of one token. Everything that issues goes through
+// it, in this order:
+//
+//	authorize   may this caller issue this kind of token for this client?
+//	recipient   the client's setting and key, from memory. It comes before any
+//	            work of the HSM: none is spent on a client that cannot be
+//	            encrypted to.
+//	prepare     the claims, checked and completed
+//	sign        by the issuer's active key, and verified
+//	encrypt     to the client
+//	audit       one line, written before the token is handed out
+//
+// A denial and a failure leave a line as well. An audit log that cannot be
+// written denies the call: what is not on record has not left the service.
+package seal
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/signer"
+)
+
+// Errors of the way of a token, beside those of the packages it leads through.
+var (
+	// ErrEncryptionRequired: the client is not registered for unencrypted
+	// tokens of this kind. The caller asks for an encrypted one, or the
+	// client's registration is changed.
+	ErrEncryptionRequired = errors.New("this client's tokens of this kind must be encrypted")
+
+	// ErrSignedOnly: tokens of this kind are not encrypted. The caller asks
+	// for a signed one.
+	ErrSignedOnly = errors.New("tokens of this kind are only signed")
+)
+
+// Authorizer decides what a caller may do: authz.Policy.
+type Authorizer interface {
+	Allow(caller string, r authz.Request) error
+}
+
+// Recipients knows the clients: keycache.Cache.
+type Recipients interface {
+	Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (keycache.Recipient, error)
+	Setting(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (registry.Setting, error)
+}
+
+// Keys knows the issuers' active signing keys: keyring.Keyring.
+type Keys interface {
+	Key(issuer string, alg kms.Algorithm) (*signer.SigningKey, error)
+}
+
+// Auditor writes the audit log: audit.Log.
+type Auditor interface {
+	Record(ctx context.Context, e audit.Event) error
+}
+
+// Observer is told how long each stage of a token took.
+type Observer interface {
+	Stage(stage Stage, alg string, took time.Duration)
+}
+
+// Stage is a step on the way of a token.
+type Stage string
+
+// The stages that are measured.
+const (
+	StageRecipient Stage = "recipient"
+	StagePrepare   Stage = "prepare"
+	StageSign      Stage = "sign"
+	StageEncrypt   Stage = "encrypt"
+	StageAudit     Stage = "audit"
+)
+
+// Config is what a Sealer is made of. All fields are required.
+type Config struct {
+	Issuers    *issuer.Directory
+	Authorizer Authorizer
+	Recipients Recipients
+	Keys       Keys
+	Auditor    Auditor
+	Observer   Observer
+	// Reason names an error for the audit log, as the API does.
+	Reason func(error) string
+}
+
+// Sealer issues tokens.
+type Sealer struct{ cfg Config }
+
+// New makes a Sealer.
+func New(cfg Config) (*Sealer, error) {
+	if cfg.Issuers == nil || cfg.Authorizer == nil || cfg.Recipients == nil || cfg.Keys == nil ||
+		cfg.Auditor == nil || cfg.Observer == nil || cfg.Reason == nil {
+		return nil, errors.New("seal: every field of Config is required")
+	}
+	return &Sealer{cfg: cfg}, nil
+}
+
+// Request asks for one token.
+type Request struct {
+	// RPC and Caller say who asks, by which method.
+	RPC, Caller string
+	// Issuer may be empty if only one is configured.
+	Issuer   string
+	ClientID string
+	Kind     signer.TokenKind
+	Claims   []byte
+	// Lifetime is nil if the request does not say.
+	Lifetime *time.Duration
+	// SigningAlgorithm is empty if the request does not say.
+	SigningAlgorithm kms.Algorithm
+	// AccessToken, Code and State are the inputs of the hash claims.
+	AccessToken, Code, State string
+	// AllowUnencrypted asks Sign for a token that is only signed although the
+	// client registered encryption.
+	AllowUnencrypted bool
+}
+
+// Result is one token and how it was made.
+type Result struct {
+	Token            string
+	SigningKeyID     string
+	SigningAlgorithm kms.Algorithm
+
+	// The rest is empty for a token that is only signed.
+	EncryptionKeyID     string
+	EncryptionAlgorithm encrypter.KeyAlgorithm
+	ContentEncryption   encrypter.ContentEncryption
+	// ClientKeysStale and ClientKeysFetchedAt tell the age of the client's
+	// keys; the time is zero for keys that were registered as they are.
+	ClientKeysStale     bool
+	ClientKeysFetchedAt time.Time
+}
+
+// SignAndEncrypt issues a nested JWT. Errors are those of the packages on its
+// way: issuer, authz, registry, keycache, signer, keyring, kms, audit and this
+// one.
+func (s *Sealer) SignAndEncrypt(ctx context.Context, req Request) (*Result, error) {
+	return s.issue(ctx, req, authz.Issue, s.signAndEncrypt)
+}
+
+// Sign issues a signed JWT. Errors are as those of SignAndEncrypt, and
+// ErrEncryptionRequired.
+func (s *Sealer) Sign(ctx context.Context, req Request) (*Result, error) {
+	permission := authz.Issue
+	if req.AllowUnencrypted {
+		permission = authz.SignUnencrypted
+	}
+	return s.issue(ctx, req, permission, s.sign)
+}
+
+// token is a token on its way.
+type token struct {
+	Request
+	issuer *issuer.Issuer
+	event  audit.Event
+	result Result
+}
+
+// issue walks the way, and puts on record how it ended.
+func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permission, step func(context.Context, *token) error) (*Result, error) {
+	t := &token{Request: req}
+	t.event = audit.Event{
+		RPC: req.RPC, Caller: req.Caller,
+		Issuer: req.Issuer, ClientID: req.ClientID, TokenKind: string(req.Kind),
+	}
+	err := s.authorize(t, permission)
+	if err != nil {
+		t.event.Outcome = audit.Denied
+	} else if err = step(ctx, t); err != nil {
+		t.event.Outcome = audit.Failed
+	} else {
+		t.event.Outcome = audit.Issued
+		t.event.TokenSHA256 = sha256.Sum256([]byte(t.result.Token))
+	}
+	if err != nil {
+		t.event.Reason = s.cfg.Reason(err)
+	}
+	began := time.Now()
+	if failed := s.cfg.Auditor.Record(ctx, t.event); failed != nil {
+		if err != nil {
+			// The caller learns why its call failed; that the log failed too
+			// is the operator's concern, who hears of it from the log itself.
+			return nil, err
+		}
+		return nil, failed
+	}
+	s.cfg.Observer.Stage(StageAudit, "", time.Since(began))
+	if err != nil {
+		return nil, err
+	}
+	return &t.result, nil
+}
+
+// authorize finds the issuer and asks for permission. A caller that no grant
+// names does not learn which issuers there are.
+func (s *Sealer) authorize(t *token, permission authz.Permission) error {
+	found, unknown := s.cfg.Issuers.Find(t.Issuer)
+	if unknown == nil {
+		t.issuer = found
+		t.event.Issuer = found.Name()
+	}
+	err := s.cfg.Authorizer.Allow(t.Caller, authz.Request{
+		Permission: permission, Issuer: t.event.Issuer, TokenKind: string(t.Kind), ClientID: t.ClientID,
+	})
+	if unknown != nil && !errors.Is(err, authz.ErrCallerUnknown) {
+		return unknown
+	}
+	return err
+}
+
+func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
+	if err := t.Kind.Check(); err != nil {
+		return err
+	}
+	if !t.Kind.ClientBound() {
+		return fmt.Errorf("%w: ask Sign for a token of kind %s", ErrSignedOnly, t.Kind)
+	}
+	began := time.Now()
+	to, err := s.cfg.Recipients.Recipient(ctx, t.issuer.Name(), t.ClientID, registry.TokenKind(t.Kind))
+	if err != nil {
+		return err
+	}
+	s.cfg.Observer.Stage(StageRecipient, "", time.Since(began))
+	if to.Recipient == nil {
+		return fmt.Errorf("%w: its registration names no encryption algorithm for %s; register one, or ask Sign for a signed token", keycache.ErrNoSetting, t.Kind)
+	}
+	// The policy may have become stricter since the client was registered.
+	if err := t.issuer.CheckEncryption(to.Algorithm(), to.ContentEncryption()); err != nil {
+		return err
+	}
+	jws, err := s.jws(ctx, t, to.Setting)
+	if err != nil {
+		return err
+	}
+	began = time.Now()
+	jwe, err := to.Encrypt(jws)
+	if err != nil {
+		return fmt.Errorf("encrypt: %w", err)
+	}
+	s.cfg.Observer.Stage(StageEncrypt, string(to.Algorithm()), time.Since(began))
+
+	t.result.Token = jwe
+	t.result.EncryptionKeyID = to.KeyID()
+	t.result.EncryptionAlgorithm = to.Algorithm()
+	t.result.ContentEncryption = to.ContentEncryption()
+	t.result.ClientKeysStale = to.Stale
+	t.result.ClientKeysFetchedAt = to.FetchedAt
+
+	t.event.EncryptionKeyID = to.KeyID()
+	t.event.EncryptionKeyThumbprint = to.Thumbprint
+	t.event.EncryptionAlgorithm = string(to.Algorithm())
+	t.event.ContentEncryption = string(to.ContentEncryption())
+	return nil
+}
+
+// sign is the way of a token that is only signed. For a client-bound kind the
+// client must be known and must want it so: a client that is unknown, deleted
+// or cannot be looked up never gets plaintext.
+func (s *Sealer) sign(ctx context.Context, t *token) error {
+	if err := t.Kind.Check(); err != nil {
+		return err
+	}
+	var setting registry.Setting
+	if t.Kind.ClientBound() {
+		var err error
+		setting, err = s.cfg.Recipients.Setting(ctx, t.issuer.Name(), t.ClientID, registry.TokenKind(t.Kind))
+		switch silent := errors.Is(err, keycache.ErrNoSetting); {
+		case err != nil && !silent:
+			return err
+		case (silent || setting.EncryptionAlgorithm != "") && !t.AllowUnencrypted:
+			return fmt.Errorf("%w: ask SignAndEncrypt, or register the client with a setting for %s without encryption", ErrEncryptionRequired, t.Kind)
+		}
+	}
+	jws, err := s.jws(ctx, t, setting)
+	if err != nil {
+		return err
+	}
+	t.result.Token = string(jws)
+	return nil
+}
+
+// jws prepares the claims and has them signed.
+func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([]byte, error) {
+	alg, err := algorithm(t, setting)
+	if err != nil {
+		return nil, err
+	}
+	key, err := s.cfg.Keys.Key(t.issuer.Name(), alg)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	payload, err := signer.Prepare(signer.Request{
+		Kind: t.Kind, Issuer: t.issuer.Token(), ClientID: t.ClientID,
+		Claims: t.Claims, Lifetime: t.Lifetime,
+		AccessToken: t.AccessToken, Code: t.Code, State: t.State,
+	}, alg, began)
+	if err != nil {
+		return nil, err
+	}
+	signing := time.Now()
+	s.cfg.Observer.Stage(StagePrepare, "", signing.Sub(began))
+	jws, err := signer.Sign(ctx, key, payload)
+	if err != nil {
+		return nil, err
+	}
+	s.cfg.Observer.Stage(StageSign, string(alg), time.Since(signing))
+
+	t.result.SigningKeyID, t.result.SigningAlgorithm = key.KeyID(), alg
+	t.event.SigningKeyID, t.event.SigningAlgorithm = key.KeyID(), string(alg)
+	t.event.JTI = payload.ID()
+	return jws, nil
+}
+
+// algorithm is the one the client registered, else the request's, else the
+// issuer's default.
+func algorithm(t *token, setting registry.Setting) (kms.Algorithm, error) {
+	alg := kms.Algorithm(setting.SigningAlgorithm)
+	switch {
+	case alg == "":
+		alg = t.SigningAlgorithm
+	case t.SigningAlgorithm != "" && t.SigningAlgorithm != alg:
+		return "", fmt.Errorf("%w: the client registered %s for %s and the request asks for %q; leave it empty or change the registration",
+			issuer.ErrAlgorithm, alg, t.Kind, string(t.SigningAlgorithm))
+	}
+	if alg == "" {
+		alg = t.issuer.DefaultAlgorithm()
+	}
+	return alg, t.issuer.CheckSigning(alg)
+}
