@@ -1,0 +1,288 @@
+package seal
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/signer"
+)
+
+// world is everything around a Sealer. It notes the order of what is asked of
+// it.
+type world struct {
+	steps  []string
+	events []audit.Event
+
+	denied, recipientErr, settingErr, keyErr, signErr, auditErr error
+
+	setting registry.Setting
+	client  *rsa.PrivateKey
+	to      *encrypter.Recipient
+	key     *ecdsa.PrivateKey
+	signing *signer.SigningKey
+}
+
+func (w *world) step(name string) { w.steps = append(w.steps, name) }
+
+func (w *world) Allow(_ string, r authz.Request) error {
+	w.step("authorize " + string(r.Permission))
+	return w.denied
+}
+
+func (w *world) Recipient(context.Context, string, string, registry.TokenKind) (keycache.Recipient, error) {
+	w.step("recipient")
+	return keycache.Recipient{Setting: w.setting, Recipient: w.to, Thumbprint: "thumb"}, w.recipientErr
+}
+
+func (w *world) Setting(context.Context, string, string, registry.TokenKind) (registry.Setting, error) {
+	w.step("setting")
+	return w.setting, w.settingErr
+}
+
+func (w *world) Key(_ string, alg kms.Algorithm) (*signer.SigningKey, error) {
+	w.step("key " + string(alg))
+	return w.signing, w.keyErr
+}
+
+func (w *world) Record(_ context.Context, e audit.Event) error {
+	w.step("audit " + string(e.Outcome))
+	w.events = append(w.events, e)
+	return w.auditErr
+}
+
+func (w *world) Stage(Stage, string, time.Duration) {}
+
+// The world is the backend's key too.
+func (w *world) Algorithm() kms.Algorithm { return kms.ES256 }
+func (w *world) Public() crypto.PublicKey { return &w.key.PublicKey }
+func (w *world) Sign(_ context.Context, message []byte) ([]byte, error) {
+	w.step("sign")
+	if w.signErr != nil {
+		return nil, w.signErr
+	}
+	digest := sha256.Sum256(message)
+	r, s, err := ecdsa.Sign(rand.Reader, w.key, digest[:])
+	if err != nil {
+		return nil, err
+	}
+	return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...), nil
+}
+
+// clientKey is the client's key in all tests: making one takes a while.
+var clientKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
+func newWorld(t *testing.T) (*world, *Sealer) {
+	t.Helper()
+	w := &world{setting: registry.Setting{Kind: "ID_TOKEN", EncryptionAlgorithm: "RSA-OAEP-256", ContentEncryption: "A256GCM"}}
+	var err error
+	if w.client, err = clientKey(); err != nil {
+		t.Fatal(err)
+	}
+	if w.to, err = encrypter.NewRecipient(encrypter.RecipientConfig{
+		Key: &w.client.PublicKey, KeyID: "rp", Algorithm: encrypter.RSAOAEP256, ContentEncryption: encrypter.A256GCM,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if w.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	if w.signing, err = signer.NewSigningKey(w, signer.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	i, err := issuer.New(issuer.Config{
+		Name: "main", DefaultAlgorithm: kms.ES256, SigningKeys: []kms.Algorithm{kms.ES256, kms.PS256},
+		Token: signer.Issuer{URL: "https://login.example.com", DefaultLifetime: time.Minute, MaxLifetime: time.Hour},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{
+		Issuers: issuer.NewDirectory(i), Authorizer: w, Recipients: w, Keys: w, Auditor: w, Observer: w,
+		Reason: func(err error) string { return "reason: " + err.Error() },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, s
+}
+
+func request() Request {
+	return Request{
+		RPC: "/rpc", Caller: "caller", ClientID: "app", Kind: signer.IDToken, Claims: []byte(`{"sub":"alice"}`),
+	}
+}
+
+func wantSteps(t *testing.T, w *world, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, w.steps); diff != "" {
+		t.Errorf("the way of the token (-want +got):\n%s", diff)
+	}
+}
+
+func TestTheWayOfAToken(t *testing.T) {
+	w, s := newWorld(t)
+	result, err := s.SignAndEncrypt(t.Context(), request())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSteps(t, w, "authorize issue", "recipient", "key ES256", "sign", "audit issued")
+
+	jwe, err := jose.ParseEncryptedCompact(result.Token, []jose.KeyAlgorithm{jose.RSA_OAEP_256}, []jose.ContentEncryption{jose.A256GCM})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner, err := jwe.Decrypt(w.client)
+	if err != nil {
+		t.Fatalf("go-jose does not decrypt: %v", err)
+	}
+	jws, err := jose.ParseSignedCompact(string(inner), []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims, err := jws.Verify(&w.key.PublicKey)
+	if err != nil || !strings.Contains(string(claims), `"aud":"app"`) {
+		t.Errorf("go-jose verifies %s, %v", claims, err)
+	}
+	e := w.events[0]
+	if e.TokenSHA256 != sha256.Sum256([]byte(result.Token)) || e.EncryptionKeyThumbprint != "thumb" || e.SigningKeyID != w.signing.KeyID() ||
+		e.Issuer != "main" || e.ClientID != "app" || e.Caller != "caller" || e.TokenKind != "ID_TOKEN" {
+		t.Errorf("audit event %+v", e)
+	}
+}
+
+// A failure costs no more than it must, and is on record.
+func TestWhereATokenStops(t *testing.T) {
+	broken := errors.New("broken")
+	for _, test := range []struct {
+		name  string
+		set   func(*world, *Request)
+		want  error
+		steps []string
+	}{
+		{"denied", func(w *world, _ *Request) { w.denied = authz.ErrNotAllowed }, authz.ErrNotAllowed, []string{"authorize issue", "audit denied"}},
+		{"unknown issuer", func(_ *world, r *Request) { r.Issuer = "nobody" }, issuer.ErrUnknown, []string{"authorize issue", "audit denied"}},
+		{"unknown issuer, unknown caller", func(w *world, r *Request) { r.Issuer, w.denied = "nobody", authz.ErrCallerUnknown }, authz.ErrCallerUnknown, []string{"authorize issue", "audit denied"}},
+		{"unknown client", func(w *world, _ *Request) { w.recipientErr = registry.ErrNotFound }, registry.ErrNotFound, []string{"authorize issue", "recipient", "audit failed"}},
+		{"no key of the client", func(w *world, _ *Request) { w.recipientErr = keycache.ErrUnusable }, keycache.ErrUnusable, []string{"authorize issue", "recipient", "audit failed"}},
+		{"signed-only client", func(w *world, _ *Request) { w.to = nil }, keycache.ErrNoSetting, []string{"authorize issue", "recipient", "audit failed"}},
+		{"access token", func(_ *world, r *Request) { r.Kind = signer.AccessToken }, ErrSignedOnly, []string{"authorize issue", "audit failed"}},
+		{"kind of later", func(_ *world, r *Request) { r.Kind = "LOGOUT_TOKEN" }, signer.ErrKindUnsupported, []string{"authorize issue", "audit failed"}},
+		{"algorithm without a key", func(_ *world, r *Request) { r.SigningAlgorithm = kms.RS256 }, issuer.ErrAlgorithm, []string{"authorize issue", "recipient", "audit failed"}},
+		{"another algorithm than registered", func(w *world, r *Request) { w.setting.SigningAlgorithm, r.SigningAlgorithm = "PS256", "ES256" }, issuer.ErrAlgorithm, []string{"authorize issue", "recipient", "audit failed"}},
+		{"key not open", func(w *world, _ *Request) { w.keyErr = broken }, broken, []string{"authorize issue", "recipient", "key ES256", "audit failed"}},
+		{"bad claims", func(_ *world, r *Request) { r.Claims = []byte(`{}`) }, signer.ErrClaims, []string{"authorize issue", "recipient", "key ES256", "audit failed"}},
+		{"signing fails", func(w *world, _ *Request) { w.signErr = kms.ErrUnavailable }, kms.ErrUnavailable, []string{"authorize issue", "recipient", "key ES256", "sign", "audit failed"}},
+		{"audit fails", func(w *world, _ *Request) { w.auditErr = audit.ErrUnavailable }, audit.ErrUnavailable, []string{"authorize issue", "recipient", "key ES256", "sign", "audit issued"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w, s := newWorld(t)
+			req := request()
+			test.set(w, &req)
+			result, err := s.SignAndEncrypt(t.Context(), req)
+			if !errors.Is(err, test.want) || result != nil {
+				t.Errorf("got %v, %v, want %v and no token", result, err, test.want)
+			}
+			wantSteps(t, w, test.steps...)
+			if e := w.events[len(w.events)-1]; test.want != audit.ErrUnavailable && e.Reason == "" {
+				t.Errorf("audit event without a reason: %+v", e)
+			}
+		})
+	}
+}
+
+func TestPlaintextIsNeverAFallback(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		encrypted  bool
+		settingErr error
+		allow      bool
+		want       error
+	}{
+		{"registered as signed only", false, nil, false, nil},
+		{"registered for encryption", true, nil, false, ErrEncryptionRequired},
+		{"registered for encryption, and allowed", true, nil, true, nil},
+		{"says nothing of this kind", false, keycache.ErrNoSetting, false, ErrEncryptionRequired},
+		{"says nothing of this kind, and allowed", false, keycache.ErrNoSetting, true, nil},
+		{"unknown", false, registry.ErrNotFound, false, registry.ErrNotFound},
+		{"unknown, and allowed", false, registry.ErrNotFound, true, registry.ErrNotFound},
+		{"store down", false, registry.ErrUnavailable, false, registry.ErrUnavailable},
+		{"store down, and allowed", false, registry.ErrUnavailable, true, registry.ErrUnavailable},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w, s := newWorld(t)
+			w.settingErr = test.settingErr
+			if !test.encrypted {
+				w.setting = registry.Setting{Kind: "ID_TOKEN"}
+			}
+			req := request()
+			req.AllowUnencrypted = test.allow
+			result, err := s.Sign(t.Context(), req)
+			if !errors.Is(err, test.want) || (err == nil) != (result != nil) {
+				t.Errorf("got %v, %v, want %v", result, err, test.want)
+			}
+			permission := "authorize issue"
+			if test.allow {
+				permission = "authorize sign_unencrypted"
+			}
+			if w.steps[0] != permission {
+				t.Errorf("asked for %q, want %q", w.steps[0], permission)
+			}
+			if err != nil && slices.Contains(w.steps, "sign") {
+				t.Error("the key signed a token that was not to be")
+			}
+		})
+	}
+}
+
+func TestAnAccessTokenNeedsNoClient(t *testing.T) {
+	w, s := newWorld(t)
+	req := request()
+	req.Kind, req.ClientID, req.Claims = signer.AccessToken, "", []byte(`{"sub":"alice","aud":"api","client_id":"app"}`)
+	if _, err := s.Sign(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	wantSteps(t, w, "authorize issue", "key ES256", "sign", "audit issued")
+	if w.events[0].JTI == "" {
+		t.Error("the jti is not on record")
+	}
+}
+
+func TestAPolicyThatBecameStricterStopsARegisteredClient(t *testing.T) {
+	w, s := newWorld(t)
+	i, err := issuer.New(issuer.Config{
+		Name: "main", DefaultAlgorithm: kms.ES256, SigningKeys: []kms.Algorithm{kms.ES256},
+		Encryption: []encrypter.KeyAlgorithm{encrypter.ECDHES},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cfg.Issuers = issuer.NewDirectory(i)
+	if _, err := s.SignAndEncrypt(t.Context(), request()); !errors.Is(err, issuer.ErrAlgorithm) || !strings.Contains(fmt.Sprint(err), "ECDH-ES") {
+		t.Errorf("got %v, want ErrAlgorithm that names what is allowed", err)
+	}
+	if slices.Contains(w.steps, "sign") {
+		t.Error("the key signed")
+	}
+}
