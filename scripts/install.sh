@@ -28,6 +28,7 @@ need softhsm2 softhsm
 need softhsm2 command -v softhsm2-util
 need opensc command -v pkcs11-tool
 if [ "$target" != demo ]; then
+	need curl command -v curl
 	need nodejs command -v node
 	need npm command -v npm
 	need python3 test -x /usr/bin/python3
