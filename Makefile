@@ -1,0 +1,74 @@
+# The commands of this repository. `make` alone lists them.
+
+SHELL := /bin/bash
+export PATH := $(CURDIR)/tools/node_modules/.bin:$(PATH)
+
+GO       ?= go
+CACHE    := .cache
+LINT     := $(CACHE)/bin/golangci-lint
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: ## Build bin/bulla
+	$(GO) build -trimpath -o bin/bulla ./cmd/bulla
+
+.PHONY: demo
+demo: ## Show the main job on a SoftHSM token, then keep serving
+	@scripts/install.sh demo
+	@$(MAKE) --no-print-directory build
+	@bin/bulla demo $(DEMOFLAGS)
+
+.PHONY: test
+test: ## Everything: lint, unit, race, fuzz seeds, end-to-end, interop
+	@scripts/install.sh test
+	@$(MAKE) --no-print-directory lint build
+	$(GO) vet ./...
+	CGO_ENABLED=0 $(GO) build -o $(CACHE)/bulla-nocgo ./cmd/bulla
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: lint
+lint: $(LINT) tools/node_modules ## Formatting, golangci-lint, buf lint, generated code
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w these:"; echo "$$out"; exit 1; }
+	$(LINT) run ./...
+	buf lint
+	buf format -d --exit-code
+	@scripts/generate-check.sh
+
+.PHONY: breaking
+breaking: tools/node_modules ## Compare the API with that of REF (default: the main branch)
+	buf breaking --against '.git#ref=$(or $(REF),main)'
+
+.PHONY: generate
+generate: tools/node_modules ## Generate the Go code of the API
+	buf generate
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME each
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: ## Speed: CPU per operation and its ratio to the floor, interleaved
+	@scripts/install.sh bench
+	$(GO) run ./internal/bench
+
+.PHONY: soak
+soak: ## The long runs: a minute of load by 32 callers, every token opened
+	@scripts/install.sh test
+	BULLA_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run 'TestSoak' ./e2e/...
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin $(CACHE) tools/node_modules interop/node/node_modules
+
+$(LINT): tools/go.mod tools/go.sum
+	@echo "building golangci-lint (a few minutes, once)"
+	@mkdir -p $(@D)
+	$(GO) build -modfile=tools/go.mod -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+tools/node_modules: tools/package-lock.json
+	npm ci --prefix tools --no-audit --no-fund --ignore-scripts
+	@touch $@
