@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,7 +12,11 @@ import (
 	"time"
 
 	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/signer"
 )
+
+// emptySet is a JWK Set without a key.
+var emptySet = signer.JWKS(nil)
 
 // JWKSHandler serves /jwks/{issuer} to verifiers: the public keys of an issuer,
 // with how long they may be cached. It serves nothing else, and needs no HSM.
@@ -24,8 +29,9 @@ func JWKSHandler(issuers *issuer.Directory, keys SigningKeys, maxAge func(issuer
 			return
 		}
 		doc, etag, _, err := keys.JWKS(found.Name())
-		if err != nil {
-			// An empty set that verifiers cache would outlive the trouble.
+		if err != nil || bytes.Equal(doc, emptySet) {
+			// An empty set that verifiers cache would outlive the trouble: a first
+			// start whose HSM is down knows its rings, and no key in them.
 			w.Header().Set("Retry-After", "5")
 			http.Error(w, "the keys are not known yet", http.StatusServiceUnavailable)
 			return

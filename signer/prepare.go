@@ -292,10 +292,9 @@ func (p *preparation) complete() (*Payload, error) {
 		}
 		return nil
 	}
-	number := func(c claim, n int64) error {
+	number := func(c claim, n int64) {
 		member(c)
 		out = strconv.AppendInt(out, n, 10)
-		return nil
 	}
 	for _, c := range p.rules.filled {
 		if p.claims.has(c) {
@@ -308,9 +307,9 @@ func (p *preparation) complete() (*Payload, error) {
 		case claimAUD:
 			err = text(c, p.req.ClientID)
 		case claimIAT:
-			err = number(c, p.now)
+			number(c, p.now)
 		case claimEXP:
-			err = number(c, p.exp)
+			number(c, p.exp)
 		case claimJTI:
 			err = text(c, p.id)
 		default:

@@ -184,7 +184,7 @@ func newPrivate(t testing.TB, alg kms.Algorithm) (k crypto.Signer) {
 	return k
 }
 
-// set changes the backend's behaviour.
+// set changes the backend's behavior.
 func (h *hsm) set(change func(*hsm)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
