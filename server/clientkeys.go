@@ -5,7 +5,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"strconv"
+	"log/slog"
+	"strings"
 
 	"google.golang.org/grpc"
 
@@ -32,91 +33,41 @@ type ClientKeys interface {
 
 // clientKeyService is ClientKeyService.
 //
-// A change is put on record before it is stored, and a store that then fails
+// A change is put on record before it takes effect, and a failure after that
 // leaves a second line that says so: a change without a line cannot happen.
 type clientKeyService struct {
 	bullav1.UnsafeClientKeyServiceServer
-	issuers    *issuer.Directory
-	authorizer Authorizer
-	store      registry.Store
-	keys       ClientKeys
-	auditor    Auditor
+	gate  gate
+	store registry.Store
+	keys  ClientKeys
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.
 	checkURI func(uri string) error
+	log      *slog.Logger
 }
 
 var _ bullav1.ClientKeyServiceServer = (*clientKeyService)(nil)
 
-// subject is the client a call is about.
-type subject struct {
-	issuer   *issuer.Issuer
-	clientID string
-	event    audit.Event
-}
-
-// subject resolves the names in a request. A caller that no grant names does
-// not learn which issuers there are.
-func (s *clientKeyService) subject(ctx context.Context, issuerName, clientID string, needsClient bool) (*subject, error) {
-	var c checker
-	c.name("issuer", issuerName, false)
-	c.name("client_id", clientID, needsClient)
-	if err := c.err(); err != nil {
-		return nil, err
-	}
-	call := callOf(ctx)
-	found, err := findIssuer(s.issuers, s.authorizer, call.caller, issuerName)
-	if err != nil {
-		return nil, err
-	}
-	return &subject{
-		issuer: found, clientID: clientID,
-		event: audit.Event{RPC: call.rpc, Caller: call.caller, Issuer: found.Name(), ClientID: clientID},
-	}, nil
-}
-
-// allow asks for a permission and puts a denial on record.
-func (s *clientKeyService) allow(ctx context.Context, sub *subject, permission authz.Permission) error {
-	err := s.may(sub, permission)
-	if err == nil {
-		return nil
-	}
-	return s.deny(ctx, sub, err)
-}
-
-func (s *clientKeyService) may(sub *subject, permission authz.Permission) error {
-	return s.authorizer.Allow(sub.event.Caller, authz.Request{
-		Permission: permission, Issuer: sub.issuer.Name(), ClientID: sub.clientID,
-	})
-}
-
-func (s *clientKeyService) deny(ctx context.Context, sub *subject, cause error) error {
-	event := sub.event
-	event.Outcome, event.Reason = audit.Denied, Reason(cause)
-	if err := s.auditor.Record(ctx, event); err != nil {
-		return err
-	}
-	return cause
-}
-
 func (s *clientKeyService) RegisterClientKey(ctx context.Context, req *bullav1.RegisterClientKeyRequest) (*bullav1.RegisterClientKeyResponse, error) {
-	sub, err := s.subject(ctx, req.GetIssuer(), req.GetClientId(), true)
+	e, err := s.gate.enter(ctx, req.GetIssuer(), req.GetClientId(), true)
 	if err != nil {
 		return nil, err
 	}
 	// Which of the two it needs depends on what is stored, and what is stored
 	// is not for those who have neither.
-	if denied := s.may(sub, authz.CreateClientKey); denied != nil && s.may(sub, authz.ReplaceClientKey) != nil {
-		return nil, s.deny(ctx, sub, denied)
+	if e.may(authz.ReplaceClientKey) != nil {
+		if err := e.allow(ctx, authz.CreateClientKey); err != nil {
+			return nil, err
+		}
 	}
-	want, revision, err := s.registration(sub, req)
+	want, revision, err := s.registration(e, req)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := s.register(ctx, sub, want, revision, req.GetAllowUnfetched())
+	stored, err := s.register(ctx, e, want, revision, req.GetAllowUnfetched())
 	if errors.Is(err, registry.ErrRevision) && revision == 0 {
 		// Somebody else changed the client between our look and our write. The
 		// caller named no revision, so what it asked for is decided anew.
-		stored, err = s.register(ctx, sub, want, revision, req.GetAllowUnfetched())
+		stored, err = s.register(ctx, e, want, revision, req.GetAllowUnfetched())
 	}
 	if err != nil {
 		return nil, err
@@ -130,8 +81,8 @@ func (s *clientKeyService) RegisterClientKey(ctx context.Context, req *bullav1.R
 
 // register decides what a registration does to what is stored, tries it out,
 // and does it.
-func (s *clientKeyService) register(ctx context.Context, sub *subject, want registry.Registration, revision uint64, allowUnfetched bool) (*registry.Registration, error) {
-	current, err := s.current(ctx, sub)
+func (s *clientKeyService) register(ctx context.Context, e *entry, want registry.Registration, revision uint64, allowUnfetched bool) (*registry.Registration, error) {
+	current, err := s.current(ctx, e)
 	if err != nil && !errors.Is(err, registry.ErrNotFound) {
 		return nil, err
 	}
@@ -141,11 +92,12 @@ func (s *clientKeyService) register(ctx context.Context, sub *subject, want regi
 	}
 	switch decision.Change {
 	case registry.Unchanged:
-		return current, s.keep(ctx, current)
-	case registry.Replace:
-		err = s.allow(ctx, sub, authz.ReplaceClientKey)
+		s.keep(ctx, current)
+		return current, nil
+	case registry.Replace, registry.Recreate:
+		err = e.allow(ctx, authz.ReplaceClientKey)
 	default:
-		err = s.allow(ctx, sub, authz.CreateClientKey)
+		err = e.allow(ctx, authz.CreateClientKey)
 	}
 	if err != nil {
 		return nil, err
@@ -157,26 +109,17 @@ func (s *clientKeyService) register(ctx context.Context, sub *subject, want regi
 	if err != nil {
 		return nil, err
 	}
-	return s.change(ctx, sub, current, decision, status)
-}
-
-// keep stores the key set behind a registration, so that a restart needs no
-// fetch.
-func (s *clientKeyService) keep(ctx context.Context, reg *registry.Registration) error {
-	if reg.Source.JWKSURI == "" {
-		return nil
-	}
-	return s.keys.Keep(ctx, reg.Source.JWKSURI)
+	return s.change(ctx, e, current, decision, status)
 }
 
 // current is the stored record of the client, tombstones included.
-func (s *clientKeyService) current(ctx context.Context, sub *subject) (*registry.Registration, error) {
-	return s.store.Get(ctx, sub.issuer.Name(), sub.clientID)
+func (s *clientKeyService) current(ctx context.Context, e *entry) (*registry.Registration, error) {
+	return s.store.Get(ctx, e.issuer.Name(), e.clientID)
 }
 
 // live is the stored record of a client that is registered.
-func (s *clientKeyService) live(ctx context.Context, sub *subject) (*registry.Registration, error) {
-	reg, err := s.current(ctx, sub)
+func (s *clientKeyService) live(ctx context.Context, e *entry) (*registry.Registration, error) {
+	reg, err := s.current(ctx, e)
 	if err == nil && reg.Deleted {
 		err = registry.ErrNotFound
 	}
@@ -188,44 +131,82 @@ func (s *clientKeyService) live(ctx context.Context, sub *subject) (*registry.Re
 
 // change puts a decision on record, stores it, and makes it take effect.
 // status is that of the new keys; nil if there are none.
-func (s *clientKeyService) change(ctx context.Context, sub *subject, before *registry.Registration, d registry.Decision, status *keycache.Status) (*registry.Registration, error) {
-	event := sub.event
+func (s *clientKeyService) change(ctx context.Context, e *entry, before *registry.Registration, d registry.Decision, status *keycache.Status) (*registry.Registration, error) {
+	event := e.event
 	event.Outcome, event.Revision = audit.Changed, d.Expect+1
-	event.NewThumbprint = thumbprint(status)
+	event.NewThumbprint, event.KeySource = thumbprints(&d.Record, status), keySource(&d.Record)
 	if before != nil && !before.Deleted {
-		old, err := s.keys.Status(ctx, before)
+		old, err := s.inUse(ctx, before)
 		if err != nil {
 			return nil, err
 		}
-		event.OldThumbprint = thumbprint(old)
+		event.OldThumbprint = old
 	}
-	if err := s.auditor.Record(ctx, event); err != nil {
+	if err := e.auditor.Record(ctx, event); err != nil {
 		return nil, err
 	}
 	stored, err := s.store.Put(ctx, d.Record, d.Expect)
+	// Also after an error: the write may have happened all the same.
+	s.keys.Invalidate(e.issuer.Name(), e.clientID)
 	if err != nil {
 		event.Outcome, event.Reason = audit.Failed, Reason(err)
-		return nil, errors.Join(err, s.auditor.Record(ctx, event))
+		return nil, errors.Join(err, e.auditor.Record(ctx, event))
 	}
-	s.keys.Invalidate(sub.issuer.Name(), sub.clientID)
-	// If this fails the client is registered all the same, and a repeat of the
-	// call tries it again.
-	return stored, s.keep(ctx, stored)
+	s.keep(ctx, stored)
+	return stored, nil
 }
 
-// thumbprint is that of the first key in use; most clients have one.
-func thumbprint(status *keycache.Status) string {
-	if status == nil || len(status.Recipients) == 0 {
-		return ""
+// keep stores the key set behind a registration, so that a restart needs no
+// fetch. Without it the registration is in force all the same.
+func (s *clientKeyService) keep(ctx context.Context, reg *registry.Registration) {
+	if reg.Source.JWKSURI == "" {
+		return
 	}
-	return status.Recipients[0].Thumbprint
+	if err := s.keys.Keep(ctx, reg.Source.JWKSURI); err != nil {
+		s.log.WarnContext(ctx, "key set not stored", "issuer", reg.Issuer, "client_id", reg.ClientID, "error", err)
+	}
+}
+
+// thumbprints lists the key in use for each kind of token, for the record.
+func thumbprints(reg *registry.Registration, status *keycache.Status) string {
+	var list []string
+	for _, setting := range reg.Settings {
+		chosen := "none"
+		if setting.EncryptionAlgorithm != "" {
+			chosen = "unknown"
+		}
+		if status != nil {
+			for _, r := range status.Recipients {
+				if r.Setting.Kind == setting.Kind {
+					chosen = r.Thumbprint
+				}
+			}
+		}
+		list = append(list, string(setting.Kind)+"="+chosen)
+	}
+	return strings.Join(list, ",")
+}
+
+// keySource is where a client's keys come from, for the record.
+func keySource(reg *registry.Registration) string {
+	switch {
+	case reg.Source.JWKSURI != "":
+		return reg.Source.JWKSURI
+	case len(reg.Source.JWKS) > 0:
+		return "jwks"
+	}
+	return ""
 }
 
 // registration reads a request into the record it asks for, and holds it
 // against what this issuer allows.
-func (s *clientKeyService) registration(sub *subject, req *bullav1.RegisterClientKeyRequest) (registry.Registration, uint64, error) {
+func (s *clientKeyService) registration(e *entry, req *bullav1.RegisterClientKeyRequest) (registry.Registration, uint64, error) {
 	var c checker
-	want := registry.Registration{Issuer: sub.issuer.Name(), ClientID: sub.clientID}
+	want := registry.Registration{Issuer: e.issuer.Name(), ClientID: e.clientID}
+	if n := len(req.GetSettings()); n > registry.MaxSettings {
+		c.wrong("settings", "there are %d; at most %d are allowed", n, registry.MaxSettings)
+		return want, 0, c.err()
+	}
 	switch source := req.GetKeySource().(type) {
 	case nil:
 	case *bullav1.RegisterClientKeyRequest_Jwks:
@@ -248,10 +229,7 @@ func (s *clientKeyService) registration(sub *subject, req *bullav1.RegisterClien
 	if req.GetX5T() {
 		return want, 0, fmt.Errorf("%w: the x5t header; leave x5t out, x5t#S256 is sent for a key with a certificate", errUnimplemented)
 	}
-	revision, err := parseRevision(req.GetRevision())
-	if err != nil {
-		c.wrong("revision", "is none that this service gave: send it as you received it")
-	}
+	revision := c.revision(req.GetRevision())
 	for i, setting := range req.GetSettings() {
 		field := fmt.Sprintf("settings[%d].", i)
 		kind := c.kind(field+"token_kind", setting.GetTokenKind())
@@ -273,7 +251,7 @@ func (s *clientKeyService) registration(sub *subject, req *bullav1.RegisterClien
 		return want, 0, err
 	}
 	for _, setting := range want.Settings {
-		if err := allowedSetting(sub.issuer, setting.Normalize()); err != nil {
+		if err := allowedSetting(e.issuer, setting.Normalize()); err != nil {
 			return want, 0, err
 		}
 	}
@@ -305,14 +283,14 @@ func unavailableSource(name string) error {
 }
 
 func (s *clientKeyService) GetClientKey(ctx context.Context, req *bullav1.GetClientKeyRequest) (*bullav1.GetClientKeyResponse, error) {
-	sub, err := s.subject(ctx, req.GetIssuer(), req.GetClientId(), true)
+	e, err := s.gate.enter(ctx, req.GetIssuer(), req.GetClientId(), true)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.allow(ctx, sub, authz.ReadClientKeys); err != nil {
+	if err := e.allow(ctx, authz.ReadClientKeys); err != nil {
 		return nil, err
 	}
-	reg, err := s.live(ctx, sub)
+	reg, err := s.live(ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -330,15 +308,15 @@ const (
 )
 
 func (s *clientKeyService) ListClientKeys(ctx context.Context, req *bullav1.ListClientKeysRequest) (*bullav1.ListClientKeysResponse, error) {
-	sub, err := s.subject(ctx, req.GetIssuer(), "", false)
+	e, err := s.gate.enter(ctx, req.GetIssuer(), "", false)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.authorizer.AllowSome(sub.event.Caller, authz.ReadClientKeys, sub.issuer.Name()); err != nil {
-		return nil, s.deny(ctx, sub, err)
+	if err := e.allowSome(ctx, authz.ReadClientKeys); err != nil {
+		return nil, err
 	}
 	var c checker
-	after, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
+	last, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
 	if err != nil {
 		c.wrong("page_token", "is none that this service gave: send the last next_page_token")
 	}
@@ -348,20 +326,22 @@ func (s *clientKeyService) ListClientKeys(ctx context.Context, req *bullav1.List
 	if err := c.err(); err != nil {
 		return nil, err
 	}
-	size := int(req.GetPageSize())
+	size := min(int(req.GetPageSize()), maxPage)
 	if size == 0 {
 		size = defaultPage
 	}
-	page, err := s.store.List(ctx, sub.issuer.Name(), string(after), min(size, maxPage))
+	from := ""
+	if len(last) > 0 {
+		from = registry.After(string(last))
+	}
+	page, err := s.readable(ctx, e, from, size)
 	if err != nil {
 		return nil, err
 	}
 	res := &bullav1.ListClientKeysResponse{}
 	for _, reg := range page {
-		one := *sub
-		one.clientID = reg.ClientID
-		if s.may(&one, authz.ReadClientKeys) != nil {
-			continue
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
 		status, err := s.keys.Status(ctx, reg)
 		if err != nil {
@@ -371,27 +351,58 @@ func (s *clientKeyService) ListClientKeys(ctx context.Context, req *bullav1.List
 			res.ClientKeys = append(res.ClientKeys, clientKey(reg, status))
 		}
 	}
-	if len(page) == min(size, maxPage) {
-		res.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(page[len(page)-1].ClientID))
+	if len(page) == size {
+		// A name that the caller may read, for the token tells it.
+		res.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(page[size-1].ClientID))
 	}
 	return res, nil
 }
 
+// readable is a page of the clients that the caller may read, from a name on.
+func (s *clientKeyService) readable(ctx context.Context, e *entry, from string, size int) ([]*registry.Registration, error) {
+	var page []*registry.Registration
+	for len(page) < size {
+		next, ok := e.authorizer.NextClient(e.event.Caller, authz.ReadClientKeys, e.issuer.Name(), from)
+		if !ok {
+			break
+		}
+		want := size - len(page)
+		list, err := s.store.List(ctx, e.issuer.Name(), next, want)
+		if err != nil {
+			return nil, err
+		}
+		last := len(list) < want
+		for _, reg := range list {
+			from = registry.After(reg.ClientID)
+			one := *e
+			one.clientID = reg.ClientID
+			if one.may(authz.ReadClientKeys) != nil {
+				last = false // seek the next that may be read
+				break
+			}
+			page = append(page, reg)
+		}
+		if last {
+			break
+		}
+	}
+	return page, nil
+}
+
 func (s *clientKeyService) DeleteClientKey(ctx context.Context, req *bullav1.DeleteClientKeyRequest) (*bullav1.DeleteClientKeyResponse, error) {
-	sub, err := s.subject(ctx, req.GetIssuer(), req.GetClientId(), true)
+	e, err := s.gate.enter(ctx, req.GetIssuer(), req.GetClientId(), true)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.allow(ctx, sub, authz.DeleteClientKey); err != nil {
+	if err := e.allow(ctx, authz.DeleteClientKey); err != nil {
 		return nil, err
 	}
-	revision, err := parseRevision(req.GetRevision())
-	if err != nil {
-		var c checker
-		c.wrong("revision", "is none that this service gave: send it as you received it")
-		return nil, c.err()
+	var c checker
+	revision := c.revision(req.GetRevision())
+	if err := c.err(); err != nil {
+		return nil, err
 	}
-	current, err := s.current(ctx, sub)
+	current, err := s.current(ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -399,47 +410,58 @@ func (s *clientKeyService) DeleteClientKey(ctx context.Context, req *bullav1.Del
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.change(ctx, sub, current, decision, nil); err != nil {
+	if _, err := s.change(ctx, e, current, decision, nil); err != nil {
 		return nil, err
 	}
 	return &bullav1.DeleteClientKeyResponse{}, nil
 }
 
 func (s *clientKeyService) RefreshClientKey(ctx context.Context, req *bullav1.RefreshClientKeyRequest) (*bullav1.RefreshClientKeyResponse, error) {
-	sub, err := s.subject(ctx, req.GetIssuer(), req.GetClientId(), true)
+	e, err := s.gate.enter(ctx, req.GetIssuer(), req.GetClientId(), true)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.allow(ctx, sub, authz.RefreshClientKey); err != nil {
+	if err := e.allow(ctx, authz.RefreshClientKey); err != nil {
 		return nil, err
 	}
-	reg, err := s.live(ctx, sub)
+	reg, err := s.live(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	old, err := s.keys.Status(ctx, reg)
-	if err != nil {
+	event := e.event
+	event.Outcome, event.Revision, event.KeySource = audit.Changed, reg.Revision, keySource(reg)
+	if event.OldThumbprint, err = s.inUse(ctx, reg); err != nil {
 		return nil, err
 	}
 	status, err := s.keys.Refresh(ctx, reg)
 	if err != nil {
-		return nil, err
+		event.Outcome, event.Reason = audit.Failed, Reason(err)
+		return nil, errors.Join(err, e.auditor.Record(ctx, event))
 	}
-	event := sub.event
-	event.Outcome, event.Revision = audit.Changed, reg.Revision
-	event.OldThumbprint, event.NewThumbprint = thumbprint(old), thumbprint(status)
-	if err := s.auditor.Record(ctx, event); err != nil {
+	// What the host says now is in force whether or not it is on record: a
+	// refresh in the background would have brought it too.
+	event.NewThumbprint = thumbprints(reg, status)
+	if err := e.auditor.Record(ctx, event); err != nil {
 		return nil, err
 	}
 	return &bullav1.RefreshClientKeyResponse{ClientKey: clientKey(reg, status)}, nil
 }
 
+// inUse lists the keys in use of a registered client, for the record.
+func (s *clientKeyService) inUse(ctx context.Context, reg *registry.Registration) (string, error) {
+	status, err := s.keys.Status(ctx, reg)
+	if err != nil {
+		return "", err
+	}
+	return thumbprints(reg, status), nil
+}
+
 func (s *clientKeyService) ExplainClientKey(ctx context.Context, req *bullav1.ExplainClientKeyRequest) (*bullav1.ExplainClientKeyResponse, error) {
-	sub, err := s.subject(ctx, req.GetIssuer(), req.GetClientId(), true)
+	e, err := s.gate.enter(ctx, req.GetIssuer(), req.GetClientId(), true)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.allow(ctx, sub, authz.ReadClientKeys); err != nil {
+	if err := e.allow(ctx, authz.ReadClientKeys); err != nil {
 		return nil, err
 	}
 	var c checker
@@ -447,7 +469,7 @@ func (s *clientKeyService) ExplainClientKey(ctx context.Context, req *bullav1.Ex
 	if err := c.err(); err != nil {
 		return nil, err
 	}
-	reg, err := s.live(ctx, sub)
+	reg, err := s.live(ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -472,17 +494,3 @@ func (s *clientKeyService) GenerateClientKey(context.Context, *bullav1.GenerateC
 func (s *clientKeyService) WatchClientKeys(*bullav1.WatchClientKeysRequest, grpc.ServerStreamingServer[bullav1.WatchClientKeysResponse]) error {
 	return fmt.Errorf("%w: WatchClientKeys; poll ListClientKeys", errUnimplemented)
 }
-
-// parseRevision reads a revision as formatRevision writes it; 0 for none.
-func parseRevision(text string) (uint64, error) {
-	if text == "" {
-		return 0, nil
-	}
-	revision, err := strconv.ParseUint(text, 10, 64)
-	if err == nil && revision == 0 {
-		err = errors.New("revisions begin at 1")
-	}
-	return revision, err
-}
-
-func formatRevision(revision uint64) string { return strconv.FormatUint(revision, 10) }

@@ -12,11 +12,7 @@ import (
 	"time"
 
 	"github.com/bulla-project/bulla/server/issuer"
-	"github.com/bulla-project/bulla/signer"
 )
-
-// emptySet is a JWK Set without a key.
-var emptySet = signer.JWKS(nil)
 
 // JWKSHandler serves /jwks/{issuer} to verifiers: the public keys of an issuer,
 // with how long they may be cached. It serves nothing else, and needs no HSM.
@@ -29,7 +25,7 @@ func JWKSHandler(issuers *issuer.Directory, keys SigningKeys, maxAge func(issuer
 			return
 		}
 		doc, etag, _, err := keys.JWKS(found.Name())
-		if err != nil || bytes.Equal(doc, emptySet) {
+		if err != nil {
 			// An empty set that verifiers cache would outlive the trouble: a first
 			// start whose HSM is down knows its rings, and no key in them.
 			w.Header().Set("Retry-After", "5")
@@ -38,14 +34,10 @@ func JWKSHandler(issuers *issuer.Directory, keys SigningKeys, maxAge func(issuer
 		}
 		h := w.Header()
 		h.Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(maxAge(found.Name()).Seconds())))
+		h.Set("Content-Type", "application/jwk-set+json")
 		h.Set("ETag", etag)
 		h.Set("X-Content-Type-Options", "nosniff")
-		if r.Header.Get("If-None-Match") == etag {
-			w.WriteHeader(http.StatusNotModified)
-			return
-		}
-		h.Set("Content-Type", "application/jwk-set+json")
-		_, _ = w.Write(doc) //nolint:gosec // a JSON document of our own, sent as one; an error means that the verifier hung up
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(doc))
 	})
 	return mux
 }

@@ -89,7 +89,7 @@ func levelOf(code codes.Code) slog.Level {
 	switch code {
 	case codes.Internal:
 		return slog.LevelError
-	case codes.Unavailable, codes.ResourceExhausted:
+	case codes.Unavailable, codes.ResourceExhausted, codes.DeadlineExceeded:
 		return slog.LevelWarn
 	}
 	return slog.LevelDebug
@@ -143,6 +143,12 @@ func (s *Server) identifyStream(srv any, stream grpc.ServerStream, info *grpc.St
 	if err != nil {
 		return err
 	}
+	if !ours(info.FullMethod) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(s.watching, cancel)()
+	}
 	return next(srv, identified{stream, ctx})
 }
 
@@ -171,7 +177,7 @@ func (s *Server) identify(ctx context.Context, method string) (context.Context, 
 // caller is the identity in the verified certificate of the connection. In
 // development, where there is none, everybody is the development caller.
 func (s *Server) caller(ctx context.Context) (string, error) {
-	if s.cfg.Development {
+	if s.cfg.Plaintext {
 		return authz.DevelopmentCaller, nil
 	}
 	p, ok := peer.FromContext(ctx)
@@ -182,7 +188,12 @@ func (s *Server) caller(ctx context.Context) (string, error) {
 	if !ok || len(info.State.VerifiedChains) == 0 {
 		return authz.CallerFrom(nil)
 	}
-	return authz.CallerFrom(info.State.VerifiedChains[0][0])
+	leaf := info.State.VerifiedChains[0][0]
+	if time.Now().After(leaf.NotAfter) {
+		// It was valid when the connection was made, which may be long ago.
+		return "", fmt.Errorf("%w: it has expired; connect again with a new one", authz.ErrNoIdentity)
+	}
+	return authz.CallerFrom(leaf)
 }
 
 // ours reports whether a method belongs to this API, and not to the services

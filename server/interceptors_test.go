@@ -79,7 +79,7 @@ func serve(t *testing.T, s sealer, log *slog.Logger) (bullav1.TokenServiceClient
 	t.Helper()
 	watch := &observer{}
 	srv, err := New(Config{
-		Development: true, Issuers: issuer.NewDirectory(), Sealer: s, Authorizer: authz.Development(),
+		Plaintext: true, Issuers: issuer.NewDirectory(), Sealer: s, Authorizer: authz.Development(),
 		SigningKeys: noKeys{}, Auditor: &auditor{}, Observer: watch, Logger: log,
 	})
 	if err != nil {
@@ -181,8 +181,8 @@ func TestWhatComesLaterSaysSo(t *testing.T) {
 	}
 }
 
-func TestTLSAndDevelopmentExcludeEachOther(t *testing.T) {
+func TestTLSAndPlaintextExcludeEachOther(t *testing.T) {
 	if _, err := New(Config{Issuers: issuer.NewDirectory(), SigningKeys: noKeys{}}); err == nil {
-		t.Error("a server without TLS outside development was made")
+		t.Error("a server with neither TLS nor Plaintext was made")
 	}
 }

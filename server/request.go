@@ -3,11 +3,13 @@ package server
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/bulla-project/bulla/encrypter/registry"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/signer"
 )
@@ -37,7 +39,13 @@ func (e *invalidError) Is(target error) bool { return target == errInvalid }
 // checker collects what is wrong with a request.
 type checker struct{ violations []violation }
 
+// maxViolations bounds the list: more of them help nobody.
+const maxViolations = 50
+
 func (c *checker) wrong(field, format string, args ...any) {
+	if len(c.violations) == maxViolations {
+		return
+	}
 	c.violations = append(c.violations, violation{field, fmt.Sprintf(format, args...)})
 }
 
@@ -48,19 +56,14 @@ func (c *checker) err() error {
 	return &invalidError{c.violations}
 }
 
-// maxNameBytes bounds the names in requests. They go into logs and keys.
-const maxNameBytes = 255
-
 // name checks the name of an issuer or client, which may be empty unless it is
-// required.
+// required. Names go into logs and keys.
 func (c *checker) name(field, value string, required bool) {
-	switch {
-	case value == "" && required:
-		c.wrong(field, "is required")
-	case len(value) > maxNameBytes:
-		c.wrong(field, "is longer than %d bytes", maxNameBytes)
-	case strings.ContainsFunc(value, func(r rune) bool { return r < 0x20 || r > 0x7e }):
-		c.wrong(field, "may only hold printable ASCII (RFC 6749, appendix A.1)")
+	if value == "" && !required {
+		return
+	}
+	if problem := registry.NameProblem(value); problem != "" {
+		c.wrong(field, "%s", problem)
 	}
 }
 
@@ -107,3 +110,17 @@ func (c *checker) lifetime(d *durationpb.Duration) *time.Duration {
 	value := d.AsDuration()
 	return &value
 }
+
+// revision reads a revision as formatRevision writes it; 0 for none.
+func (c *checker) revision(text string) uint64 {
+	if text == "" {
+		return 0
+	}
+	revision, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || revision == 0 {
+		c.wrong("revision", "is none that this service gave: send it as you received it")
+	}
+	return revision
+}
+
+func formatRevision(revision uint64) string { return strconv.FormatUint(revision, 10) }

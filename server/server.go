@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,6 +29,7 @@ import (
 type Authorizer interface {
 	Allow(caller string, r authz.Request) error
 	AllowSome(caller string, permission authz.Permission, issuer string) error
+	NextClient(caller string, permission authz.Permission, issuer, from string) (next string, ok bool)
 }
 
 // Auditor writes the audit log: audit.Log.
@@ -39,10 +41,11 @@ type Auditor interface {
 // otherwise.
 type Config struct {
 	// TLS holds the server's certificate and the CA of its callers (see
-	// LoadTLS). It is nil in development, and only there.
+	// LoadTLS). It is nil if Plaintext is set, and only then.
 	TLS *tls.Config
-	// Development takes every caller for the development caller.
-	Development bool
+	// Plaintext serves without TLS and takes every caller for the development
+	// caller.
+	Plaintext bool
 	// Reflection serves the API's description.
 	Reflection bool
 
@@ -66,6 +69,11 @@ type Server struct {
 	log    *slog.Logger
 	grpc   *grpc.Server
 	health *health.Server
+
+	stopping atomic.Bool // from Shutdown on
+	// watching ends the health watches: by endWatches, in Shutdown.
+	watching   context.Context //nolint:containedctx // it is the life of the server
+	endWatches context.CancelFunc
 }
 
 // maxMessage bounds a request: a batch may hold 3 MiB of claims.
@@ -78,13 +86,17 @@ const streamWorkers = 32
 
 // New makes a Server that is ready to serve.
 func New(cfg Config) (*Server, error) {
-	if (cfg.TLS == nil) != cfg.Development {
-		return nil, errors.New("server: TLS is required outside development and not used in it")
+	if (cfg.TLS == nil) != cfg.Plaintext {
+		return nil, errors.New("server: either TLS or Plaintext is required")
+	}
+	if cfg.Issuers == nil || cfg.Sealer == nil || cfg.Authorizer == nil || cfg.SigningKeys == nil || cfg.Auditor == nil || cfg.Observer == nil {
+		return nil, errors.New("server: a required field of Config is missing")
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.watching, s.endWatches = context.WithCancel(context.Background())
 	creds := insecure.NewCredentials()
 	if cfg.TLS != nil {
 		creds = credentials.NewTLS(cfg.TLS)
@@ -102,13 +114,11 @@ func New(cfg Config) (*Server, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	)
 	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer})
+	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
-		issuers: cfg.Issuers, authorizer: cfg.Authorizer, store: cfg.Store,
-		keys: cfg.ClientKeys, auditor: cfg.Auditor, checkURI: cfg.CheckURI,
+		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, checkURI: cfg.CheckURI, log: s.log,
 	})
-	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{
-		issuers: cfg.Issuers, authorizer: cfg.Authorizer, keys: cfg.SigningKeys, auditor: cfg.Auditor,
-	})
+	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if cfg.Reflection {
 		reflection.Register(s.grpc)
@@ -118,7 +128,12 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Serve answers calls on lis until Shutdown. It returns nil then.
-func (s *Server) Serve(lis net.Listener) error { return s.grpc.Serve(lis) }
+func (s *Server) Serve(lis net.Listener) error {
+	if err := s.grpc.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil // Shutdown was faster
+}
 
 // healthEvery is how often the health of issuers is looked at. The signing
 // keys are probed in the background; looking costs nothing.
@@ -152,8 +167,12 @@ func (s *Server) updateHealth() {
 	s.health.SetServingStatus("", whole)
 }
 
-// Ready returns nil if at least one issuer can sign, else why none can.
+// Ready returns nil if calls are taken and at least one issuer can sign, else
+// why not.
 func (s *Server) Ready() error {
+	if s.stopping.Load() {
+		return errors.New("the service is stopping")
+	}
 	var all error
 	for _, i := range s.cfg.Issuers.All() {
 		ok, reason := s.cfg.SigningKeys.Healthy(i.Name())
@@ -165,10 +184,19 @@ func (s *Server) Ready() error {
 	return all
 }
 
+// watchersLeave is how long those who watch the health have to leave by
+// themselves, once they are told that the service ends. A watch has no end of
+// its own, and would hold the service up for as long as it drains.
+const watchersLeave = 500 * time.Millisecond
+
 // Shutdown takes no more calls, waits for those in flight until ctx ends, and
 // cuts off what is left.
 func (s *Server) Shutdown(ctx context.Context) {
+	s.stopping.Store(true)
 	s.health.Shutdown()
+	leave := time.AfterFunc(watchersLeave, s.endWatches)
+	defer leave.Stop()
+	defer s.endWatches()
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()

@@ -9,7 +9,6 @@ import (
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
-	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/signer/keyring"
@@ -25,35 +24,19 @@ type SigningKeys interface {
 // signingKeyService is SigningKeyService.
 type signingKeyService struct {
 	bullav1.UnsafeSigningKeyServiceServer
-	issuers    *issuer.Directory
-	authorizer Authorizer
-	keys       SigningKeys
-	auditor    Auditor
+	gate gate
+	keys SigningKeys
 }
 
 var _ bullav1.SigningKeyServiceServer = (*signingKeyService)(nil)
 
 // allow resolves the issuer and asks for the permission to read its keys.
 func (s *signingKeyService) allow(ctx context.Context, name string) (*issuer.Issuer, error) {
-	var c checker
-	c.name("issuer", name, false)
-	if err := c.err(); err != nil {
-		return nil, err
-	}
-	call := callOf(ctx)
-	found, err := findIssuer(s.issuers, s.authorizer, call.caller, name)
+	e, err := s.gate.enter(ctx, name, "", false)
 	if err != nil {
 		return nil, err
 	}
-	err = s.authorizer.Allow(call.caller, authz.Request{Permission: authz.ReadSigningKeys, Issuer: found.Name()})
-	if err == nil {
-		return found, nil
-	}
-	event := audit.Event{RPC: call.rpc, Caller: call.caller, Issuer: found.Name(), Outcome: audit.Denied, Reason: Reason(err)}
-	if failed := s.auditor.Record(ctx, event); failed != nil {
-		return nil, failed
-	}
-	return nil, err
+	return e.issuer, e.allow(ctx, authz.ReadSigningKeys)
 }
 
 func (s *signingKeyService) GetJWKS(ctx context.Context, req *bullav1.GetJWKSRequest) (*bullav1.GetJWKSResponse, error) {

@@ -73,9 +73,9 @@ var table = []row{
 	{registry.ErrRevision, codes.Aborted, bullav1.ErrorReason_ERROR_REASON_REVISION_MISMATCH,
 		"the registration is not at this revision: read it again and decide again"},
 	{registry.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE,
-		"the registry does not answer: nothing was changed, try again later"},
+		"the registry does not answer: try again later, and read the client before you repeat a change"},
 	{audit.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_AUDIT_UNAVAILABLE,
-		"the audit log cannot be written: nothing was issued or changed, try again later"},
+		"the audit log cannot be written, so nothing is issued: try again later"},
 
 	{keyring.ErrNoKey, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
 	{keyring.ErrIssuerUnknown, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_ISSUER_UNKNOWN, ""},

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -73,8 +74,22 @@ func show(cmd *cobra.Command, format string, reply proto.Message, text func(w io
 	return fmt.Errorf("output format %q: use text or json", format)
 }
 
-// row writes one line of a table.
-func row(w io.Writer, cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")) }
+// row writes one line of a table. What a client put into its key set must not
+// drive the terminal, nor look like a line of ours.
+func row(w io.Writer, cells ...string) {
+	for i, cell := range cells {
+		cells[i] = strings.Map(harmless, cell)
+	}
+	fmt.Fprintln(w, strings.Join(cells, "\t"))
+}
+
+// harmless replaces what is not meant to be seen.
+func harmless(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return unicode.ReplacementChar
+}
 
 // field writes a line of a description, unless its value is empty.
 func field(w io.Writer, name, value string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,94 +16,79 @@ import (
 // clientKey names a client.
 type clientKey struct{ issuer, clientID string }
 
-// String is unambiguous: an issuer's name holds no slash.
-func (k clientKey) String() string { return k.issuer + "/" + k.clientID }
-
-var slotSeed = maphash.MakeSeed()
-
-func (k clientKey) slot() uint8 { return uint8(maphash.Comparable(slotSeed, k)) }
-
 // client is one registered client in memory. What it keeps of the registration
 // is what issuing needs; the documents stay in the store.
 type client struct {
 	settings []registry.Setting
-	uri      string      // of the key set, or empty
-	static   *recipients // for keys that do not come from a URL
+	uri      string // of the key set, or empty
+	fixed    []pick // one for each setting, for keys that do not come from a URL
 
-	// latest is the client's recipients for the newest key set of uri it has
-	// seen. Several goroutines may compile the same set at once: the results
-	// are alike, and any of them may stay.
-	latest atomic.Pointer[recipients]
+	// source is where the set of uri was found last.
+	source atomic.Pointer[source]
+	// latest is what was chosen from the newest set of uri that the client has
+	// seen. Several goroutines may choose from the same set at once: the
+	// results are alike, and any of them may stay.
+	latest atomic.Pointer[picks]
 }
 
-func (c *client) setting(kind registry.TokenKind) (registry.Setting, bool) {
-	for _, s := range c.settings {
-		if s.Kind == kind {
-			return s, true
+// find returns the place of the setting for a kind of token.
+func (c *client) find(kind registry.TokenKind) (int, error) {
+	for i := range c.settings {
+		if c.settings[i].Kind == kind {
+			return i, nil
 		}
 	}
-	return registry.Setting{}, false
+	return 0, ErrNoSetting
 }
 
-// compiled returns the client's recipients for the key set of state.
-func (c *client) compiled(state *setState) *recipients {
-	if r := c.latest.Load(); r != nil && r.from == state.set {
-		return r
+// choose returns what the client's settings choose from set.
+func (c *client) choose(set *keySet) []pick {
+	if p := c.latest.Load(); p != nil && p.from == set {
+		return p.of
 	}
-	r := compile(c.settings, state.set, time.Time{})
-	c.latest.Store(r)
-	return r
+	p := &picks{from: set, of: choose(c.settings, set.parsed())}
+	c.latest.Store(p)
+	return p.of
 }
 
-// recipients is one registration compiled against one key set.
-type recipients struct {
-	from  *jwks.Set
-	kinds []kindRecipient
+// picks is what one client's settings choose from one key set.
+type picks struct {
+	from *keySet
+	of   []pick // one for each setting
 }
 
-type kindRecipient struct {
-	Recipient
-	warnings []string
-	err      error
+// pick is the key of one setting, ready for use; empty if the setting does not
+// encrypt.
+type pick struct {
+	recipient  *encrypter.Recipient
+	thumbprint string
+	err        error // ErrUnusable if no key fits
 }
 
-func (r *recipients) recipient(kind registry.TokenKind) (Recipient, error) {
-	for i := range r.kinds {
-		if k := &r.kinds[i]; k.Setting.Kind == kind {
-			return k.Recipient, k.err
-		}
-	}
-	return Recipient{}, ErrNoSetting
-}
-
-// compile chooses a key for each setting and prepares its recipient. A setting
-// that no key fits keeps the reason. A certificate must be valid at the given
-// time, unless that is zero.
-func compile(settings []registry.Setting, set *jwks.Set, certificateAt time.Time) *recipients {
-	r := &recipients{from: set, kinds: make([]kindRecipient, len(settings))}
+func choose(settings []registry.Setting, set *jwks.Set) []pick {
+	all := make([]pick, len(settings))
 	for i, s := range settings {
-		r.kinds[i] = compileKind(s, set, certificateAt)
+		all[i], _ = chooseOne(s, set, time.Time{})
 	}
-	return r
+	return all
 }
 
-func compileKind(s registry.Setting, set *jwks.Set, certificateAt time.Time) kindRecipient {
-	k := kindRecipient{Recipient: Recipient{Setting: s}}
+// chooseOne chooses the key for a setting and prepares its recipient. A
+// certificate must be valid at the given time, unless that is zero.
+func chooseOne(s registry.Setting, set *jwks.Set, certificateAt time.Time) (pick, *jwks.Key) {
 	if s.EncryptionAlgorithm == "" {
-		return k
+		return pick{}, nil
 	}
 	if set == nil {
-		k.err = fmt.Errorf("%w: the registration has no key source", ErrUnusable)
-		return k
+		return pick{err: fmt.Errorf("%w: the registration has no key source", ErrUnusable)}, nil
 	}
 	w := want(s)
 	w.CertificateAt = certificateAt
 	key, err := set.Choose(w)
 	if err != nil {
-		k.err = fmt.Errorf("%w: %w", ErrUnusable, err)
-		return k
+		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}, nil
 	}
-	k.Recipient.Recipient, err = encrypter.NewRecipient(encrypter.RecipientConfig{
+	recipient, err := encrypter.NewRecipient(encrypter.RecipientConfig{
 		Key:               key.Public,
 		KeyID:             key.KeyID,
 		Algorithm:         encrypter.KeyAlgorithm(s.EncryptionAlgorithm),
@@ -110,17 +96,36 @@ func compileKind(s registry.Setting, set *jwks.Set, certificateAt time.Time) kin
 		X5TS256:           key.X5TS256,
 	})
 	if err != nil {
-		k.err = fmt.Errorf("%w: %w", ErrUnusable, err)
-		return k
+		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}, nil
 	}
-	k.Thumbprint = key.Thumbprint
-	k.warnings = key.Warnings
-	return k
+	return pick{recipient: recipient, thumbprint: key.Thumbprint}, key
 }
 
 // want is what a setting asks of a key.
 func want(s registry.Setting) jwks.Want {
 	return jwks.Want{Algorithm: encrypter.KeyAlgorithm(s.EncryptionAlgorithm), KeyID: s.KeyID}
+}
+
+// changes counts the changes of clients, by slots that a client's name hashes
+// to, so that a look-up that began before a change leaves nothing behind.
+type changes struct {
+	seed  maphash.Seed
+	slots [256]changeSlot
+}
+
+type changeSlot struct {
+	mu    sync.Mutex // held where what is in memory of the slot's clients changes
+	count uint64     // guarded by mu
+}
+
+func (c *changes) of(key clientKey) *changeSlot {
+	return &c.slots[maphash.Comparable(c.seed, key)%uint64(len(c.slots))]
+}
+
+func (s *changeSlot) now() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
 }
 
 // client returns the client from memory, else from the store. However many ask
@@ -129,19 +134,10 @@ func (c *Cache) client(ctx context.Context, key clientKey) (*client, error) {
 	if cl, ok := c.clients.GetIfPresent(key); ok {
 		return cl, nil
 	}
-	if _, ok := c.unknown.GetIfPresent(key); ok {
+	if until, ok := c.unknown.GetIfPresent(key); ok && time.Now().Before(until) {
 		return nil, registry.ErrNotFound
 	}
-	result := c.clientLoads.DoChan(key.String(), func() (any, error) { return c.loadClient(key) })
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.(*client), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return c.clientLoads.do(ctx, key, c.start, func() (*client, error) { return c.loadClient(key) })
 }
 
 // loadClient reads a client for all who wait for it, so it lives by the
@@ -150,49 +146,58 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.FetchTimeout)
 	defer cancel()
 
-	change := &c.changes[key.slot()]
-	before := change.Load()
+	slot := c.changes.of(key)
+	before := slot.now()
 	reg, err := c.cfg.Store.Get(ctx, key.issuer, key.clientID)
 	if err == nil && reg.Deleted {
 		err = registry.ErrNotFound
 	}
+	if err != nil && !isNotFound(err) {
+		return nil, storeError(err)
+	}
+	var cl *client
+	if err == nil {
+		cl = c.newClient(reg)
+	}
+
+	slot.mu.Lock()
+	defer slot.mu.Unlock()
+	changed := slot.count != before
 	switch {
-	case isNotFound(err):
-		c.unknown.Set(key, struct{}{})
-		if change.Load() != before {
-			c.unknown.Invalidate(key)
-		}
+	case cl != nil && !changed:
+		c.clients.Set(key, cl)
+	case cl == nil && !changed:
+		c.unknown.Set(key, time.Now().Add(unknownFor))
+	}
+	if cl == nil {
 		return nil, registry.ErrNotFound
-	case err != nil:
-		return nil, err
-	}
-	cl, err := c.newClient(reg)
-	if err != nil {
-		return nil, err
-	}
-	c.clients.Set(key, cl)
-	if change.Load() != before {
-		c.clients.Invalidate(key)
 	}
 	return cl, nil
 }
 
-func (c *Cache) newClient(reg *registry.Registration) (*client, error) {
+func (c *Cache) newClient(reg *registry.Registration) *client {
 	cl := &client{settings: reg.Settings, uri: reg.Source.JWKSURI}
-	if cl.uri == "" {
-		set, err := c.staticSet(reg)
-		if err != nil {
-			return nil, err
-		}
-		cl.static = compile(reg.Settings, set, time.Time{})
-		// The recipients hold what they need of their keys.
-		cl.static.from = nil
+	if cl.uri != "" {
+		return cl
 	}
-	return cl, nil
+	set, err := c.staticSet(reg)
+	if err == nil {
+		cl.fixed = choose(reg.Settings, set)
+		return cl
+	}
+	// It was good when it was registered; the limits have become stricter. A
+	// token that is only signed needs no key.
+	cl.fixed = make([]pick, len(reg.Settings))
+	for i, s := range reg.Settings {
+		if s.EncryptionAlgorithm != "" {
+			cl.fixed[i].err = err
+		}
+	}
+	return cl
 }
 
 // staticSet parses the key set that was registered as it is, nil if there is
-// none.
+// none. Its error is ErrUnusable.
 func (c *Cache) staticSet(reg *registry.Registration) (*jwks.Set, error) {
 	if len(reg.Source.JWKS) == 0 {
 		return nil, nil
@@ -202,4 +207,18 @@ func (c *Cache) staticSet(reg *registry.Registration) (*jwks.Set, error) {
 		return nil, fmt.Errorf("%w: the registered JWK Set: %w", ErrUnusable, err)
 	}
 	return set, nil
+}
+
+// Invalidate forgets what is in memory of a client. It is called when the
+// client's registration has changed; whoever asks after it has returned gets
+// the new one.
+func (c *Cache) Invalidate(issuer, clientID string) {
+	key := clientKey{issuer, clientID}
+	slot := c.changes.of(key)
+	slot.mu.Lock()
+	defer slot.mu.Unlock()
+	slot.count++
+	c.clientLoads.forget(key)
+	c.clients.Invalidate(key)
+	c.unknown.Invalidate(key)
 }

@@ -1,8 +1,12 @@
 package keycache
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"time"
+
+	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
 // Errors of the cache. Those of the registry pass through it unchanged.
@@ -15,8 +19,9 @@ var (
 	// to publish another key, or its registration must be changed.
 	ErrUnusable = errors.New("no key of the client fits its setting")
 
-	// ErrUnavailable: the client's keys have never been fetched and cannot be
-	// fetched now. Try again later.
+	// ErrUnavailable: the client's keys were to be fetched and could not be.
+	// Try again later. Tokens are held up by this only if there is no earlier
+	// set to go on with.
 	ErrUnavailable = errors.New("the client's keys could not be fetched")
 
 	// ErrExpired: the last good set is older than the bound and cannot be
@@ -36,7 +41,7 @@ var (
 type FetchError struct {
 	// ID finds the line in the log.
 	ID string
-	// RetryAfter is when it makes sense to try again.
+	// RetryAfter is how long not to try again, as nothing would be fetched.
 	RetryAfter time.Duration
 	// Err is ErrUnavailable or ErrExpired.
 	Err error
@@ -57,3 +62,18 @@ type LimitError struct {
 func (e *LimitError) Error() string { return ErrLimited.Error() }
 
 func (e *LimitError) Unwrap() error { return ErrLimited }
+
+// errClosed is for those who ask while the service is shutting down.
+var errClosed = fmt.Errorf("%w: the service is shutting down", ErrUnavailable)
+
+func isNotFound(err error) bool { return errors.Is(err, registry.ErrNotFound) }
+
+// storeError is the error of a store that did not answer in the time that the
+// cache gave it. The caller's own time may not be over, so it must not look as
+// if it were.
+func storeError(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%w: %v", registry.ErrUnavailable, err) //nolint:errorlint // see above
+	}
+	return err
+}

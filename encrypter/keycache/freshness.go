@@ -10,25 +10,49 @@ import (
 
 // freshFor is how long a set counts as fresh: what its host said, clamped, or
 // the default where it said nothing.
-func (p Policy) freshFor(res *fetch.Response) time.Duration {
-	if !res.Freshness.Stated {
+func (p Policy) freshFor(f fetch.Freshness) time.Duration {
+	if !f.Stated {
 		return p.DefaultRefresh
 	}
-	return min(max(res.Freshness.For, p.MinRefresh), p.MaxRefresh)
+	return min(max(f.For, p.MinRefresh), p.MaxRefresh)
 }
 
-// refreshDueAt is when a set that is in nobody's memory would be fetched again
-// at the earliest.
-func refreshDueAt(ks *registry.KeySet) time.Time {
-	return ks.FetchedAt.Add(ks.FreshUntil.Sub(ks.FetchedAt) * 80 / 100)
+// bound holds the times of a stored set against the clock and the policy of
+// today. The clock may have been wrong when they were stored, and the policy
+// another: a set must not be fresh, or left alone after a failure, for longer
+// than it could be if it had been fetched just now.
+func (p Policy) bound(ks *registry.KeySet, now time.Time) {
+	ks.FetchedAt = earlier(ks.FetchedAt, now)
+	ks.FreshUntil = earlier(ks.FreshUntil, ks.FetchedAt.Add(p.MaxRefresh))
+	ks.NextAttempt = earlier(ks.NextAttempt, now.Add(lastRetry+lastRetry/4))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// dueAfter is when a URL is to be fetched next: when the last good set nears
+// its end, or after the pause that a failure asks for.
+func dueAfter(state *setState) time.Time {
+	if state.Failures > 0 {
+		return state.NextAttempt
+	}
+	return refreshAt(state.FetchedAt, state.FreshUntil)
 }
 
 // refreshAt is when a set is fetched again: after 80 to 95 % of its life, so
 // that a slow host does not make it stale and many sets fetched at one moment
 // do not stay together.
 func refreshAt(fetchedAt, freshUntil time.Time) time.Time {
-	life := freshUntil.Sub(fetchedAt)
-	return fetchedAt.Add(life*80/100 + jitter(life*15/100))
+	return firstRefreshAt(fetchedAt, freshUntil).Add(jitter(freshUntil.Sub(fetchedAt) * 15 / 100))
+}
+
+// firstRefreshAt is the earliest that refreshAt can be.
+func firstRefreshAt(fetchedAt, freshUntil time.Time) time.Time {
+	return fetchedAt.Add(freshUntil.Sub(fetchedAt) * 80 / 100)
 }
 
 // Bounds of the pause after a failed fetch.
@@ -42,7 +66,7 @@ const (
 func retryAfter(failures int) time.Duration {
 	pause := lastRetry
 	if n := failures - 1; n < 6 {
-		pause = min(firstRetry<<max(n, 0), lastRetry)
+		pause = firstRetry << max(n, 0)
 	}
 	return pause + jitter(pause/4)
 }

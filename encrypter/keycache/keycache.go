@@ -15,6 +15,15 @@
 // store, where the last good set is kept as well: a process that restarts
 // while a client's host is down still encrypts to it.
 //
+// All clients of one URL share one source, and one fetch of it is under way at
+// a time, however many ask. A host that hangs delays nobody else's refreshes:
+// those of one host, and those of URLs that failed before, have only a share
+// of the fetches in the background.
+//
+// Why a fetch failed is for the log. A caller gets one of two fixed texts and
+// an incident id that the log line has as well, so that nobody can look around
+// in the network by registering URLs.
+//
 // What a URL is allowed to be and how it is fetched is decided in
 // encrypter/fetch, which key of a set is used in encrypter/jwks, who may change
 // a registration in the server.
@@ -24,13 +33,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/fetch"
@@ -72,13 +80,15 @@ type Config struct {
 	// MaxClients is how many clients are kept ready, and how many key sets.
 	// Default 100 000.
 	MaxClients int
-	// FetchTimeout bounds one fetch, and how long a caller waits for the first
-	// one of a set. Default 5 seconds.
+	// FetchTimeout bounds one fetch and one access to the store. Default 5
+	// seconds.
 	FetchTimeout time.Duration
 	// ForcedEvery is the least time between two forced refreshes of one URL.
 	// Default 10 seconds.
 	ForcedEvery time.Duration
-	// Fetchers is how many refreshes run at once in the background. Default 16.
+	// Fetchers is how many refreshes run at once in the background. One host
+	// gets at most a quarter of them, and URLs that failed the last time at
+	// most half. Default 16.
 	Fetchers int
 	// IdleAfter is how long a set may go unused before it is no longer
 	// refreshed. Default 7 days.
@@ -103,9 +113,15 @@ func (c *Config) setDefaults() error {
 		{&c.ForcedEvery, 10 * time.Second},
 		{&c.IdleAfter, 7 * 24 * time.Hour},
 	} {
+		if *d.value < 0 {
+			return errors.New("keycache: a duration is negative; leave it at zero for its default")
+		}
 		if *d.value == 0 {
 			*d.value = d.or
 		}
+	}
+	if c.MaxClients < 0 || c.Fetchers < 0 {
+		return errors.New("keycache: a number is negative; leave it at zero for its default")
 	}
 	if c.MaxClients == 0 {
 		c.MaxClients = 100_000
@@ -127,17 +143,12 @@ func (c *Config) setDefaults() error {
 type Cache struct {
 	cfg     Config
 	clients *otter.Cache[clientKey, *client]
-	unknown *otter.Cache[clientKey, struct{}]
-	sources *otter.Cache[string, *source]
+	unknown *otter.Cache[clientKey, time.Time] // until when a client counts as unknown
+	changes changes
+	sources *sources
 
-	clientLoads singleflight.Group
-	sourceLoads singleflight.Group
-
-	// changes counts the invalidations of the clients that hash to a slot. A
-	// load that began before an invalidation must not leave its result behind.
-	changes [256]atomic.Uint64
-
-	refreshes *schedule
+	clientLoads loads[clientKey, *client]
+	sourceLoads loads[string, *source]
 
 	// ctx ends with Close; work that outlives its caller lives by it.
 	ctx    context.Context
@@ -148,10 +159,14 @@ type Cache struct {
 	startMu sync.Mutex
 }
 
-// unknownFor is how long a client that is not in the store is remembered as
-// unknown, so that asking for it costs nothing. It bounds how late a
-// registration made elsewhere is seen.
-const unknownFor = time.Second
+const (
+	// unknownFor is how long a client that is not in the store is remembered
+	// as unknown, so that asking for it costs nothing. It bounds how late a
+	// registration made elsewhere is seen.
+	unknownFor = time.Second
+	// maxUnknown is how many are remembered.
+	maxUnknown = 10_000
+)
 
 // New makes a Cache. The caller starts Run for refreshes in the background,
 // and calls Close at the end.
@@ -163,25 +178,21 @@ func New(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keycache: %w", err)
 	}
-	unknown, err := otter.New(&otter.Options[clientKey, struct{}]{
-		MaximumSize:      10_000,
-		ExpiryCalculator: otter.ExpiryWriting[clientKey, struct{}](unknownFor),
-	})
+	unknown, err := otter.New(&otter.Options[clientKey, time.Time]{MaximumSize: maxUnknown})
 	if err != nil {
 		return nil, fmt.Errorf("keycache: %w", err)
 	}
-	sources, err := otter.New(&otter.Options[string, *source]{MaximumSize: cfg.MaxClients})
-	if err != nil {
-		return nil, fmt.Errorf("keycache: %w", err)
+	c := &Cache{
+		cfg: cfg, clients: clients, unknown: unknown, sources: newSources(cfg.MaxClients),
+		changes: changes{seed: maphash.MakeSeed()},
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	return &Cache{
-		cfg: cfg, clients: clients, unknown: unknown, sources: sources,
-		refreshes: newSchedule(), ctx: ctx, cancel: cancel,
-	}, nil
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c, nil
 }
 
-// Close ends all work in the background and waits for it.
+// Close ends all work in the background and waits for it, for a write to the
+// store at most as long as FetchTimeout. Afterwards the cache serves what it
+// holds in memory and fetches nothing.
 func (c *Cache) Close() {
 	c.startMu.Lock()
 	c.cancel()
@@ -189,7 +200,6 @@ func (c *Cache) Close() {
 	c.work.Wait()
 	c.clients.StopAllGoroutines()
 	c.unknown.StopAllGoroutines()
-	c.sources.StopAllGoroutines()
 }
 
 // start runs f on a goroutine that Close waits for. It reports false, and runs
@@ -221,36 +231,56 @@ type Recipient struct {
 }
 
 // Recipient returns the client's recipient for tokens of the given kind. For a
-// client in memory it neither waits nor allocates. Errors: registry.ErrNotFound,
-// ErrNoSetting, ErrUnusable, ErrUnavailable, ErrExpired,
+// client in memory it neither waits nor allocates; it waits for a fetch only
+// if no set of the client may be used. Errors: registry.ErrNotFound,
+// ErrNoSetting, ErrUnusable, ErrUnavailable and ErrExpired (as a *FetchError),
 // registry.ErrUnavailable, or the context's.
 func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (Recipient, error) {
 	cl, err := c.client(ctx, clientKey{issuer, clientID})
 	if err != nil {
 		return Recipient{}, err
 	}
-	if cl.uri == "" {
-		return cl.static.recipient(kind)
+	i, err := cl.find(kind)
+	if err != nil {
+		return Recipient{}, err
 	}
-	setting, ok := cl.setting(kind)
-	if !ok {
-		return Recipient{}, ErrNoSetting
+	r := Recipient{Setting: cl.settings[i]}
+	var p pick
+	switch {
+	case r.Setting.EncryptionAlgorithm == "":
+		return r, nil
+	case cl.uri == "":
+		p = cl.fixed[i]
+	default:
+		now := time.Now()
+		state, err := c.state(ctx, cl, now)
+		if err != nil {
+			return Recipient{}, err
+		}
+		p = cl.choose(state.set)[i]
+		r.FetchedAt, r.Stale = state.FetchedAt, now.After(state.FreshUntil)
 	}
-	if setting.EncryptionAlgorithm == "" {
-		return Recipient{Setting: setting}, nil
+	if p.err != nil {
+		return Recipient{}, p.err
+	}
+	r.Recipient, r.Thumbprint = p.recipient, p.thumbprint
+	return r, nil
+}
+
+// state returns what is known of the URL of cl, with a set that may be used.
+func (c *Cache) state(ctx context.Context, cl *client, now time.Time) (*setState, error) {
+	if src := cl.source.Load(); src != nil && !src.gone.Load() {
+		src.touch(now)
+		if state := src.state.Load(); state.inUse(c.cfg.Policy, now) {
+			return state, nil
+		}
 	}
 	src, state, err := c.usable(ctx, cl.uri)
 	if err != nil {
-		return Recipient{}, err
+		return nil, err
 	}
-	src.touch(time.Now())
-	got, err := cl.compiled(state).recipient(kind)
-	if err != nil {
-		return Recipient{}, err
-	}
-	got.FetchedAt = state.keySet.FetchedAt
-	got.Stale = time.Now().After(state.keySet.FreshUntil)
-	return got, nil
+	cl.source.Store(src)
+	return state, nil
 }
 
 // Setting returns how tokens of the given kind are made for the client. It
@@ -261,22 +291,11 @@ func (c *Cache) Setting(ctx context.Context, issuer, clientID string, kind regis
 	if err != nil {
 		return registry.Setting{}, err
 	}
-	setting, ok := cl.setting(kind)
-	if !ok {
-		return registry.Setting{}, ErrNoSetting
+	i, err := cl.find(kind)
+	if err != nil {
+		return registry.Setting{}, err
 	}
-	return setting, nil
-}
-
-// Invalidate forgets what is in memory of a client. It is called when the
-// client's registration has changed; whoever asks after it has returned gets
-// the new one.
-func (c *Cache) Invalidate(issuer, clientID string) {
-	key := clientKey{issuer, clientID}
-	c.changes[key.slot()].Add(1)
-	c.clientLoads.Forget(key.String())
-	c.clients.Invalidate(key)
-	c.unknown.Invalidate(key)
+	return cl.settings[i], nil
 }
 
 // Stats counts what the cache holds.
@@ -287,5 +306,5 @@ type Stats struct {
 
 // Stats counts what the cache holds.
 func (c *Cache) Stats() Stats {
-	return Stats{Clients: c.clients.EstimatedSize(), KeySets: c.sources.EstimatedSize()}
+	return Stats{Clients: c.clients.EstimatedSize(), KeySets: c.sources.len()}
 }

@@ -2,13 +2,11 @@ package keycache
 
 import (
 	"context"
-	"crypto/rand"
-	"errors"
-	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
-	"github.com/bulla-project/bulla/encrypter/fetch"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/registry"
 )
@@ -18,268 +16,162 @@ import (
 type source struct {
 	uri   string
 	state atomic.Pointer[setState]
-	used  atomic.Int64 // Unix seconds of the last use by a token; 0 for none
-	due   atomic.Int64 // Unix nanoseconds of the next fetch
+	used  atomic.Int64 // Unix seconds of the last time somebody asked for it
+	gone  atomic.Bool  // no longer in sources: look the URL up again
 
-	// forced is when a refresh was last forced, in Unix nanoseconds.
-	forced atomic.Int64
+	flight *flight   // the fetch under way, or nil; guarded by sources.mu
+	forced time.Time // when a refresh was last forced; guarded by sources.mu
+	due    time.Time // when it is fetched next; guarded by sources.mu
+	place  int       // in sources.queue, or notQueued; guarded by sources.mu
 
-	// turn holds one token; whoever takes it may fetch and set state.
-	turn chan struct{}
-	// begunAt is when the last fetch began; the holder of turn owns it.
-	begunAt time.Time
-	// lastErr is how it ended; the holder of turn owns it.
-	lastErr error
+	saving sync.Mutex // held while state is written to the store
 }
 
-// setState is a key set at a moment. It is never changed.
+// setState is what is known of a URL at a moment. It is never changed.
 type setState struct {
-	keySet registry.KeySet
-	set    *jwks.Set // nil if the URL has never given a good set
+	registry.KeySet
+	set *keySet // nil if the URL has never given a good set
 }
 
+// usableUntil is when the last good set goes out of use.
+func (s *setState) usableUntil(p Policy) time.Time { return s.FreshUntil.Add(p.MaxStale) }
+
+// inUse reports whether there is a set that may be used.
+func (s *setState) inUse(p Policy, now time.Time) bool {
+	return s.set != nil && !now.After(s.usableUntil(p))
+}
+
+// mayFetch reports whether the pause that a failure asks for is over.
+func (s *setState) mayFetch(now time.Time) bool { return !now.Before(s.NextAttempt) }
+
+// keySet is a document that has been found good. Once every client has chosen
+// its key from it the parsed form is of no use until the document changes, and
+// larger than the document: the garbage collector may have it.
+type keySet struct {
+	document []byte
+	limits   *jwks.Limits
+	weakly   atomic.Pointer[weak.Pointer[jwks.Set]]
+}
+
+func newKeySet(document []byte, limits *jwks.Limits) (*keySet, error) {
+	k := &keySet{document: document, limits: limits}
+	_, err := k.parse()
+	return k, err
+}
+
+func (k *keySet) parse() (*jwks.Set, error) {
+	set, err := jwks.Parse(k.document, *k.limits)
+	if err != nil {
+		return nil, err
+	}
+	w := weak.Make(set)
+	k.weakly.Store(&w)
+	return set, nil
+}
+
+// parsed returns the set, nil for none.
+func (k *keySet) parsed() *jwks.Set {
+	if k == nil {
+		return nil
+	}
+	if set := k.weakly.Load().Value(); set != nil {
+		return set
+	}
+	set, _ := k.parse() // newKeySet has seen that it can be parsed
+	return set
+}
+
+func newSource(state *setState, now time.Time) *source {
+	src := &source{uri: state.URI, place: notQueued}
+	src.state.Store(state)
+	src.touch(now)
+	return src
+}
+
+// touch notes that somebody asks for the set. A store to memory that all cores
+// read is not free: to the minute is exact enough.
 func (s *source) touch(now time.Time) {
-	// A store to memory that all cores read is not free: once a minute is
-	// enough to know that a set is in use.
 	if sec := now.Unix(); sec-s.used.Load() > 60 {
 		s.used.Store(sec)
 	}
 }
 
-func (s *source) usedAt() time.Time { return time.Unix(s.used.Load(), 0) }
-
-func (s *source) dueAt() time.Time { return time.Unix(0, s.due.Load()) }
-
-// expiresAt is when the last good set goes out of use.
-func (c *Cache) expiresAt(ks *registry.KeySet) time.Time {
-	return ks.FreshUntil.Add(c.cfg.Policy.MaxStale)
-}
-
-// usable returns the set of a URL that may be used now. It waits for a fetch
-// only if there is no such set.
-func (c *Cache) usable(ctx context.Context, uri string) (*source, *setState, error) {
-	src, err := c.source(ctx, uri)
-	if err != nil {
-		return nil, nil, err
-	}
-	state, now := src.state.Load(), time.Now()
-	if c.inUse(state, now) {
-		return src, state, nil
-	}
-	if wait := state.keySet.NextAttempt.Sub(now); wait > 0 {
-		return nil, nil, c.unusableSet(state, wait, incidentOf(state))
-	}
-	state, err = c.await(ctx, src, time.Time{})
-	if err != nil {
-		return nil, nil, err
-	}
-	return src, state, nil
-}
-
-// inUse reports whether a set exists and is not beyond the bound.
-func (c *Cache) inUse(state *setState, now time.Time) bool {
-	return state.set != nil && !now.After(c.expiresAt(&state.keySet))
-}
-
-// unusableSet is the error of a set that is missing or expired.
-func (c *Cache) unusableSet(state *setState, wait time.Duration, incident string) error {
-	err := ErrUnavailable
-	if state.set != nil {
-		err = ErrExpired
-	}
-	return &FetchError{ID: incident, RetryAfter: wait, Err: err}
+func (s *source) idle(now time.Time) time.Duration {
+	return time.Duration(now.Unix()-s.used.Load()) * time.Second
 }
 
 // source returns the key set of a URL from memory, else from the store.
 func (c *Cache) source(ctx context.Context, uri string) (*source, error) {
-	if src, ok := c.sources.GetIfPresent(uri); ok {
-		return src, nil
-	}
-	result := c.sourceLoads.DoChan(uri, func() (any, error) { return c.loadSource(uri) })
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return nil, r.Err
+	src := c.sources.get(uri)
+	if src == nil {
+		var err error
+		src, err = c.sourceLoads.do(ctx, uri, c.start, func() (*source, error) { return c.loadSource(uri) })
+		if err != nil {
+			return nil, err
 		}
-		return r.Val.(*source), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
+	src.touch(time.Now())
+	return src, nil
 }
 
 func (c *Cache) loadSource(uri string) (*source, error) {
-	// Another load may have ended between the caller's look and this one: two
-	// sources of one URL would fetch it twice.
-	if src, ok := c.sources.GetIfPresent(uri); ok {
+	// Another load may have ended between the caller's look and this one.
+	if src := c.sources.get(uri); src != nil {
 		return src, nil
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.FetchTimeout)
 	defer cancel()
-
 	state, err := c.storedState(ctx, uri)
 	if err != nil {
 		return nil, err
 	}
-	src := &source{uri: uri, turn: make(chan struct{}, 1)}
-	src.state.Store(state)
-	c.sources.Set(uri, src)
-	if state.set != nil || state.keySet.Failures > 0 {
-		c.queue(src, &state.keySet)
+	now := time.Now()
+	due := dueAfter(state)
+	if state.set == nil && state.Failures == 0 {
+		// Who asked for it is about to fetch it. Should he leave instead, it
+		// is looked at then.
+		due = now.Add(c.cfg.Policy.MinRefresh)
 	}
-	return src, nil
+	return c.sources.add(newSource(state, now), due), nil
 }
 
 // storedState reads what the store has of a URL.
 func (c *Cache) storedState(ctx context.Context, uri string) (*setState, error) {
+	none := &setState{KeySet: registry.KeySet{URI: uri}}
 	stored, err := c.cfg.Store.KeySet(ctx, uri)
 	if isNotFound(err) {
-		return &setState{keySet: registry.KeySet{URI: uri}}, nil
+		return none, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, storeError(err)
 	}
-	state := &setState{keySet: *stored}
+	state := &setState{KeySet: *stored}
+	state.URI = uri // one string in memory instead of two
 	if len(stored.Document) > 0 {
-		state.set, err = jwks.Parse(stored.Document, c.cfg.Limits)
+		state.set, err = newKeySet(stored.Document, &c.cfg.Limits)
 		if err != nil {
 			// It was good when it was stored; the limits have become stricter.
 			c.cfg.Logger.WarnContext(ctx, "stored key set refused", "jwks_uri", uri, "error", err)
-			state.keySet = registry.KeySet{URI: uri}
+			return none, nil
 		}
 	}
+	c.cfg.Policy.bound(&state.KeySet, time.Now())
 	return state, nil
 }
 
-// queue sets when the URL is fetched next: when the last good set nears its
-// end, or after the pause that a failure asks for.
-func (c *Cache) queue(src *source, ks *registry.KeySet) {
-	at := ks.NextAttempt
-	if ks.Failures == 0 {
-		at = refreshAt(ks.FetchedAt, ks.FreshUntil)
+// peek returns what is known of a URL and leaves no trace of having looked.
+func (c *Cache) peek(ctx context.Context, uri string) (*setState, error) {
+	if src := c.sources.get(uri); src != nil {
+		return src.state.Load(), nil
 	}
-	src.due.Store(at.UnixNano())
-	c.refreshes.add(src.uri, at)
+	return c.storedState(ctx, uri)
 }
 
-// await waits for a fetch of src that began at notBefore or later, and returns
-// the set if it may be used. The fetch goes on if the caller leaves.
-func (c *Cache) await(ctx context.Context, src *source, notBefore time.Time) (*setState, error) {
-	type outcome struct {
-		state *setState
-		err   error
-	}
-	done := make(chan outcome, 1)
-	started := c.start(func() {
-		state, err := c.fetch(c.ctx, src, notBefore)
-		done <- outcome{state, err}
-	})
-	if !started {
-		return nil, fmt.Errorf("%w: the cache is closed", ErrUnavailable)
-	}
-	select {
-	case o := <-done:
-		return o.state, o.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// fetch gets the set of src, unless that was done since notBefore: then the
-// result of that one serves. One fetch of a URL runs at a time.
-func (c *Cache) fetch(ctx context.Context, src *source, notBefore time.Time) (*setState, error) {
-	select {
-	case src.turn <- struct{}{}:
-		defer func() { <-src.turn }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	before := src.state.Load()
-	if notBefore.IsZero() {
-		if c.inUse(before, time.Now()) {
-			return before, nil
-		}
-		if wait := time.Until(before.keySet.NextAttempt); wait > 0 {
-			return nil, c.unusableSet(before, wait, incidentOf(before))
-		}
-	} else if !src.begunAt.Before(notBefore) {
-		return src.state.Load(), src.lastErr
-	}
-
-	src.begunAt = time.Now()
-	after, err := c.get(ctx, src, before)
-	if ctx.Err() != nil {
-		return nil, ctx.Err() // we are stopping; it says nothing about the host
-	}
-	src.state.Store(after)
-	c.queue(src, &after.keySet)
-	if err := c.cfg.Store.PutKeySet(ctx, after.keySet); err != nil {
-		// The set in memory is good. What is lost is only that a restart would
-		// find an older one.
-		c.cfg.Logger.WarnContext(ctx, "key set not stored", "jwks_uri", src.uri, "error", err)
-	}
-	src.lastErr = err
-	return after, err
-}
-
-// get asks the host once and returns the state that follows from the answer,
-// and an error if that answer was no good.
-func (c *Cache) get(ctx context.Context, src *source, before *setState) (*setState, error) {
+// save writes the newest state of src to the store.
+func (c *Cache) save(ctx context.Context, src *source) error {
+	src.saving.Lock()
+	defer src.saving.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.FetchTimeout)
 	defer cancel()
-
-	res, err := c.cfg.Fetcher.Get(ctx, fetch.Request{
-		URI: src.uri, ETag: before.keySet.ETag, LastModified: before.keySet.LastModified,
-	})
-	if err == nil && res.NotModified && before.set == nil {
-		err = errors.New("304 for a set that we do not have")
-	}
-	set := before.set
-	if err == nil && !res.NotModified {
-		set, err = jwks.Parse(res.Document, c.cfg.Limits)
-	}
-	now := time.Now()
-	if err != nil {
-		return c.failed(ctx, before, now, err)
-	}
-
-	after := &setState{keySet: before.keySet, set: set}
-	ks := &after.keySet
-	if !res.NotModified {
-		ks.Document = res.Document
-		ks.ETag, ks.LastModified = res.ETag, res.LastModified
-		if string(before.keySet.Document) == string(res.Document) && before.set != nil {
-			after.set = before.set // the recipients compiled from it stay good
-		}
-	}
-	ks.FetchedAt, ks.FreshUntil = now, now.Add(c.cfg.Policy.freshFor(res))
-	ks.FailingSince, ks.Failures, ks.Failure, ks.NextAttempt = time.Time{}, 0, "", time.Time{}
-	if before.keySet.Failures > 0 {
-		c.cfg.Logger.InfoContext(ctx, "client keys fetched again", "jwks_uri", src.uri)
-	}
-	return after, nil
+	return storeError(c.cfg.Store.PutKeySet(ctx, src.state.Load().KeySet))
 }
-
-// failed is the state after a failed fetch: the last good set stays.
-func (c *Cache) failed(ctx context.Context, before *setState, now time.Time, cause error) (*setState, error) {
-	after := &setState{keySet: before.keySet, set: before.set}
-	ks := &after.keySet
-	if ks.Failures == 0 {
-		ks.FailingSince = now
-	}
-	ks.Failures++
-	wait := retryAfter(ks.Failures)
-	ks.NextAttempt = now.Add(wait)
-	incident := rand.Text()
-	ks.Failure = incident
-	c.cfg.Logger.WarnContext(ctx, "client keys not fetched", "jwks_uri", ks.URI, "incident", incident,
-		"failures", ks.Failures, "next_attempt", ks.NextAttempt, "error", cause)
-	if c.inUse(before, now) {
-		return after, &FetchError{ID: incident, RetryAfter: wait, Err: ErrUnavailable}
-	}
-	return after, c.unusableSet(before, wait, incident)
-}
-
-// incidentOf is the id of the failure that a state remembers.
-func incidentOf(state *setState) string { return state.keySet.Failure }
-
-func isNotFound(err error) bool { return errors.Is(err, registry.ErrNotFound) }

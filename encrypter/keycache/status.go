@@ -2,6 +2,7 @@ package keycache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -35,8 +36,9 @@ type Status struct {
 	// Since is when the state began, as far as this is known.
 	Since time.Time
 	// FetchedAt, NextRefreshAt and ExpiresAt are set for keys from a URL: when
-	// they were last fetched or confirmed, when they are looked at again, and
-	// when the last good set goes out of use if it cannot be refreshed.
+	// they were last fetched or confirmed, when they are looked at again if
+	// they are in use, and when the last good set goes out of use if it cannot
+	// be refreshed.
 	FetchedAt, NextRefreshAt, ExpiresAt time.Time
 	// Recipients are those of the settings that encrypt and have a key.
 	Recipients []Recipient
@@ -52,153 +54,164 @@ func (c *Cache) Status(ctx context.Context, reg *registry.Registration) (*Status
 		if err != nil {
 			return &Status{State: NoUsableKey, Reason: err.Error(), Since: reg.UpdatedAt}, nil
 		}
-		return staticStatus(reg, compile(reg.Settings, set, time.Time{})), nil
+		s := staticStatus(reg)
+		_ = s.choose(reg.Settings, set, time.Time{}) // the state tells
+		return s, nil
 	}
 	state, err := c.peek(ctx, reg.Source.JWKSURI)
 	if err != nil {
 		return nil, err
 	}
-	return c.fetchedStatus(reg, state, compile(reg.Settings, state.set, time.Time{})), nil
+	s := c.fetchedStatus(reg, state)
+	_ = s.choose(reg.Settings, state.set.parsed(), time.Time{}) // the state tells
+	return s, nil
 }
 
-// peek returns what is known of a URL and leaves no trace of having looked.
-func (c *Cache) peek(ctx context.Context, uri string) (*setState, error) {
-	if entry, ok := c.sources.GetEntryQuietly(uri); ok {
-		return entry.Value.state.Load(), nil
+func staticStatus(reg *registry.Registration) *Status {
+	return &Status{State: Ready, Since: reg.UpdatedAt}
+}
+
+// fetchedStatus describes the key set of a URL, not yet what is chosen from it.
+func (c *Cache) fetchedStatus(reg *registry.Registration, state *setState) *Status {
+	now := time.Now()
+	s := &Status{State: Ready, Since: state.FetchedAt, FetchedAt: state.FetchedAt}
+	incident := "the jwks_uri gave no usable key set (incident " + state.Failure + ")"
+	if state.Failures > 0 {
+		s.NextRefreshAt = state.NextAttempt
 	}
-	return c.storedState(ctx, uri)
-}
-
-func staticStatus(reg *registry.Registration, r *recipients) *Status {
-	s := &Status{State: Ready, Since: reg.UpdatedAt}
-	s.add(r)
-	return s
-}
-
-func (c *Cache) fetchedStatus(reg *registry.Registration, state *setState, r *recipients) *Status {
-	ks, now := &state.keySet, time.Now()
-	s := &Status{State: Ready, Since: ks.FetchedAt, FetchedAt: ks.FetchedAt}
-	if ks.Failures > 0 {
-		s.NextRefreshAt = ks.NextAttempt
-	}
-	incident := "the jwks_uri gave no usable key set (incident " + ks.Failure + ")"
 	if state.set == nil {
-		s.State, s.Since, s.Reason = Failing, ks.FailingSince, incident
-		if ks.Failures == 0 {
+		s.State, s.Since, s.Reason = Failing, state.FailingSince, incident
+		if state.Failures == 0 {
 			s.Since, s.Reason = reg.UpdatedAt, "the jwks_uri has not been fetched yet"
 		}
 		return s
 	}
-	s.ExpiresAt = c.expiresAt(ks)
-	if ks.Failures == 0 {
-		s.NextRefreshAt = refreshDueAt(ks)
-		if entry, ok := c.sources.GetEntryQuietly(ks.URI); ok {
-			s.NextRefreshAt = entry.Value.dueAt()
+	s.ExpiresAt = state.usableUntil(c.cfg.Policy)
+	if state.Failures == 0 {
+		s.NextRefreshAt = firstRefreshAt(state.FetchedAt, state.FreshUntil)
+		if src := c.sources.get(state.URI); src != nil {
+			s.NextRefreshAt = c.sources.dueAt(src)
 		}
 	}
 	switch {
 	case now.After(s.ExpiresAt):
 		s.State, s.Since, s.Reason = Expired, s.ExpiresAt, incident
-	case now.After(ks.FreshUntil):
-		s.State, s.Since, s.Reason = Stale, ks.FreshUntil, incident
-		if ks.Failures == 0 {
-			s.Reason = "the keys have not been refreshed since they were last used"
-		}
-	case ks.Failures > 0:
-		s.State, s.Since, s.Reason = Failing, ks.FailingSince, incident
+	case now.After(state.FreshUntil):
+		s.State, s.Since, s.Reason = Stale, state.FreshUntil, incident
+	case state.Failures > 0:
+		s.State, s.Since, s.Reason = Failing, state.FailingSince, incident
 	}
-	s.add(r)
+	if s.State != Ready && state.Failures == 0 {
+		s.Reason = "the keys have not been refreshed since they were last used"
+	}
 	return s
 }
 
-// add takes over the recipients; a setting without one makes a client that is
-// otherwise fine NoUsableKey.
-func (s *Status) add(r *recipients) {
-	for i := range r.kinds {
-		k := &r.kinds[i]
-		switch {
-		case k.err != nil && s.State != Expired:
-			s.State, s.Reason = NoUsableKey, fmt.Sprintf("%s: %v", k.Setting.Kind, k.err)
-		case k.Recipient.Recipient != nil:
-			s.Recipients = append(s.Recipients, k.Recipient)
+// choose adds what the settings choose from set, nil for none. A setting that
+// no key fits makes a client that is otherwise in use NoUsableKey; the first
+// such error is returned. A certificate must be valid at the given time, and
+// is worth no more than a warning if that is zero.
+func (s *Status) choose(settings []registry.Setting, set *jwks.Set, certificateAt time.Time) error {
+	if set == nil && s.State == Failing {
+		return nil // that says it already
+	}
+	var first error
+	for _, setting := range settings {
+		p, key := chooseOne(setting, set, certificateAt)
+		if p.err != nil {
+			err := fmt.Errorf("%s: %w", setting.Kind, p.err)
+			if first == nil {
+				first = err
+			}
+			continue
 		}
-		for _, w := range k.warnings {
-			s.Warnings = append(s.Warnings, fmt.Sprintf("%s: %s", k.Setting.Kind, w))
+		if p.recipient == nil {
+			continue
+		}
+		s.Recipients = append(s.Recipients, Recipient{
+			Setting: setting, Recipient: p.recipient, Thumbprint: p.thumbprint,
+			Stale: s.State == Stale || s.State == Expired, FetchedAt: s.FetchedAt,
+		})
+		for _, w := range key.Warnings {
+			s.warn(setting, w)
+		}
+		if err := key.CertificateError(time.Now()); err != nil {
+			s.warn(setting, err.Error())
 		}
 	}
+	if first != nil && s.State != Expired {
+		s.State, s.Reason = NoUsableKey, first.Error()
+	}
+	return first
+}
+
+func (s *Status) warn(setting registry.Setting, text string) {
+	s.Warnings = append(s.Warnings, fmt.Sprintf("%s: %s", setting.Kind, text))
 }
 
 // Check tries out a registration before it is stored: its keys are parsed, or
-// fetched within the call, and one must fit each setting that encrypts.
-// Errors: jwks.ErrRejected, ErrUnusable, ErrUnavailable (as a *FetchError),
-// registry.ErrUnavailable, or the context's.
+// fetched within the call, and one must fit each setting that encrypts. What a
+// URL gives that is no good set is not told apart from a URL that gives
+// nothing. Errors: jwks.ErrRejected for keys that are registered as they are,
+// ErrUnusable, ErrUnavailable (as a *FetchError), registry.ErrUnavailable, or
+// the context's.
 func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status, error) {
-	var r *recipients
 	var status *Status
-	now := time.Now()
+	var set *jwks.Set
 	if uri := reg.Source.JWKSURI; uri != "" {
-		src, err := c.source(ctx, uri)
+		state, err := c.fetched(ctx, uri, false)
+		var failed *FetchError
+		if errors.As(err, &failed) {
+			// Whether others still have an old set is nothing to the caller.
+			return nil, &FetchError{ID: failed.ID, RetryAfter: failed.RetryAfter, Err: ErrUnavailable}
+		}
 		if err != nil {
 			return nil, err
 		}
-		state, err := c.await(ctx, src, now.Add(-c.cfg.ForcedEvery))
-		if err != nil {
-			return nil, err
-		}
-		r = compile(reg.Settings, state.set, now)
-		status = c.fetchedStatus(reg, state, r)
+		status, set = c.fetchedStatus(reg, state), state.set.parsed()
 	} else {
-		var set *jwks.Set
+		var err error
 		if len(reg.Source.JWKS) > 0 {
-			var err error
 			if set, err = jwks.Parse(reg.Source.JWKS, c.cfg.Limits); err != nil {
 				return nil, err
 			}
 		}
-		r = compile(reg.Settings, set, now)
-		status = staticStatus(reg, r)
+		status = staticStatus(reg)
 	}
-	for i := range r.kinds {
-		if err := r.kinds[i].err; err != nil {
-			return nil, fmt.Errorf("%s: %w", r.kinds[i].Setting.Kind, err)
-		}
+	if err := status.choose(reg.Settings, set, time.Now()); err != nil {
+		return nil, err
 	}
 	return status, nil
 }
 
 // Keep stores the key set of a URL that a registration has just come to name.
+// Errors: registry.ErrUnavailable.
 func (c *Cache) Keep(ctx context.Context, uri string) error {
-	entry, ok := c.sources.GetEntryQuietly(uri)
-	if !ok {
+	src := c.sources.get(uri)
+	if src == nil {
+		return nil
+	}
+	if state := src.state.Load(); state.set == nil && state.Failures == 0 {
 		return nil // never fetched: nothing to keep
 	}
-	return c.cfg.Store.PutKeySet(ctx, entry.Value.state.Load().keySet)
+	return c.save(ctx, src)
 }
 
-// Refresh fetches a client's key set now, whatever its age. Errors:
-// ErrNotRefreshable, ErrLimited (as a *LimitError), ErrUnavailable or ErrExpired
-// (as a *FetchError), registry.ErrUnavailable, or the context's.
+// Refresh fetches a client's key set now, whatever its age: the fetch begins
+// after the call. Errors: ErrNotRefreshable, ErrLimited (as a *LimitError),
+// ErrUnavailable or ErrExpired (as a *FetchError), registry.ErrUnavailable, or
+// the context's.
 func (c *Cache) Refresh(ctx context.Context, reg *registry.Registration) (*Status, error) {
 	if reg.Source.JWKSURI == "" {
 		return nil, ErrNotRefreshable
 	}
-	src, err := c.source(ctx, reg.Source.JWKSURI)
+	state, err := c.fetched(ctx, reg.Source.JWKSURI, true)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	last := src.forced.Load()
-	if wait := c.cfg.ForcedEvery - now.Sub(time.Unix(0, last)); last != 0 && wait > 0 {
-		return nil, &LimitError{RetryAfter: wait}
-	}
-	if !src.forced.CompareAndSwap(last, now.UnixNano()) {
-		return nil, &LimitError{RetryAfter: c.cfg.ForcedEvery} // somebody was faster
-	}
-	state, err := c.await(ctx, src, now)
-	if err != nil {
-		return nil, err
-	}
-	return c.fetchedStatus(reg, state, compile(reg.Settings, state.set, time.Time{})), nil
+	s := c.fetchedStatus(reg, state)
+	_ = s.choose(reg.Settings, state.set.parsed(), time.Time{}) // the state tells
+	return s, nil
 }
 
 // Explanation is what was decided about every key of a client's set.
@@ -225,13 +238,15 @@ func (c *Cache) Explain(ctx context.Context, reg *registry.Registration, kind re
 	}
 	if uri := reg.Source.JWKSURI; uri != "" {
 		state, err := c.peek(ctx, uri)
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, err
+		case state.set == nil && state.Failures == 0:
+			return nil, fmt.Errorf("%w: the jwks_uri has not been fetched yet", ErrUnavailable)
+		case state.set == nil:
+			return nil, c.unusable(state, time.Now())
 		}
-		if state.set == nil {
-			return nil, c.unusableSet(state, time.Until(state.keySet.NextAttempt), incidentOf(state))
-		}
-		set, e.FetchedAt = state.set, state.keySet.FetchedAt
+		set, e.FetchedAt = state.set.parsed(), state.FetchedAt
 	}
 	if set != nil {
 		e.Verdicts = set.Explain(want(setting))

@@ -35,6 +35,9 @@ var (
 	ErrUnavailable = errors.New("registry unavailable")
 )
 
+// After is where List goes on after a client: the name that sorts next.
+func After(clientID string) string { return clientID + "\x00" }
+
 // TokenKind is a kind of token by its name in the API, such as "ID_TOKEN".
 type TokenKind string
 
@@ -134,8 +137,8 @@ type Store interface {
 	Put(ctx context.Context, reg Registration, expect uint64) (*Registration, error)
 
 	// List returns up to limit live registrations of an issuer whose client_id
-	// sorts after the given one in byte order, in that order.
-	List(ctx context.Context, issuer, after string, limit int) ([]*Registration, error)
+	// sorts at or after from in byte order, in that order.
+	List(ctx context.Context, issuer, from string, limit int) ([]*Registration, error)
 
 	// KeySet returns what is known of a jwks_uri, or ErrNotFound.
 	KeySet(ctx context.Context, uri string) (*KeySet, error)

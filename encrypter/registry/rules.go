@@ -19,32 +19,19 @@ type Change int
 // Decide and before anything is written.
 const (
 	// Unchanged: the client is registered just so. There is nothing to write.
-	// The permission to ask for is that to create: a caller without it should
-	// not learn what is registered.
+	// A caller who may neither create nor replace should not learn it.
 	Unchanged Change = iota + 1
-	// Create: there is no such client, or no more.
+	// Create: there has never been such a client.
 	Create
+	// Recreate: there was such a client, and it was deleted. Who may do this
+	// can give a client that was known other keys, as with Replace.
+	Recreate
 	// Replace: the caller has named the revision that is stored. Whoever may
 	// do this can give a client other keys and read its tokens.
 	Replace
 	// Delete: the record becomes a tombstone.
 	Delete
 )
-
-// String returns the change in lower case, as audit records name it.
-func (c Change) String() string {
-	switch c {
-	case Unchanged:
-		return "unchanged"
-	case Create:
-		return "create"
-	case Replace:
-		return "replace"
-	case Delete:
-		return "delete"
-	}
-	return fmt.Sprintf("Change(%d)", int(c))
-}
 
 // Decision is what is to be done. Nothing has been done yet.
 type Decision struct {
@@ -62,7 +49,8 @@ type Decision struct {
 // want, normalized, and nothing else.
 //
 //	stored        revision     decision
-//	none, deleted none         Create
+//	none          none         Create
+//	deleted       none         Recreate
 //	none, deleted any          ErrNotFound
 //	same          none, equal  Unchanged
 //	different     none         ErrExists
@@ -92,11 +80,10 @@ func Decide(current *Registration, want Registration, revision uint64) (Decision
 		if revision != 0 {
 			return Decision{}, fmt.Errorf("revision %d was named: %w; leave the revision out to register it", revision, ErrNotFound)
 		}
-		d := Decision{Change: Create, Record: record}
 		if current != nil {
-			d.Expect = current.Revision
+			return Decision{Change: Recreate, Record: record, Expect: current.Revision}, nil
 		}
-		return d, nil
+		return Decision{Change: Create, Record: record}, nil
 	}
 	if revision != 0 && revision != current.Revision {
 		return Decision{}, fmt.Errorf("%w: %d was named, the client is at %d", ErrRevision, revision, current.Revision)

@@ -58,7 +58,7 @@ func TestDecideOnEveryCombination(t *testing.T) {
 	}{
 		{"unknown client", nil, record(), 0, Create, 0, nil},
 		{"unknown client, revision named", nil, record(), 1, 0, 0, ErrNotFound},
-		{"deleted client", tombstone(), record(), 0, Create, 3, nil},
+		{"deleted client", tombstone(), record(), 0, Recreate, 3, nil},
 		{"deleted client, its revision named", tombstone(), record(), 3, 0, 0, ErrNotFound},
 		{"identical repeat", stored(), record(), 0, Unchanged, 3, nil},
 		{"identical, revision named", stored(), record(), 3, Unchanged, 3, nil},
@@ -93,7 +93,7 @@ func TestDecideOnEveryCombination(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := Decide(tc.current, tc.want, tc.revision)
 			if !errors.Is(err, tc.err) || got.Change != tc.change || got.Expect != tc.expect {
-				t.Fatalf("got %s over %d, %v; want %s over %d, %v", got.Change, got.Expect, err, tc.change, tc.expect, tc.err)
+				t.Fatalf("got change %d over %d, %v; want %d over %d, %v", got.Change, got.Expect, err, tc.change, tc.expect, tc.err)
 			}
 			if err != nil {
 				return

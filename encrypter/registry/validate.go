@@ -45,10 +45,10 @@ func (e *InvalidError) Unwrap() error { return ErrInvalid }
 // and a JWK Set fit to use is for those to say who know. An error is an
 // *InvalidError.
 func (r *Registration) Validate() error {
-	if p := nameProblem(r.Issuer); p != "" {
+	if p := NameProblem(r.Issuer); p != "" {
 		return &InvalidError{"issuer", p}
 	}
-	if p := nameProblem(r.ClientID); p != "" {
+	if p := NameProblem(r.ClientID); p != "" {
 		return &InvalidError{"client_id", p}
 	}
 	if r.Deleted {
@@ -124,10 +124,10 @@ func (s Setting) validate(field string) error {
 	return nil
 }
 
-// nameProblem says why s cannot be the name of an issuer or client, or "".
+// NameProblem says why s cannot be the name of an issuer or client, or "".
 // A client_id is made of VSCHAR, which are the printable characters of ASCII
 // and the space (RFC 6749, appendix A.1).
-func nameProblem(s string) string {
+func NameProblem(s string) string {
 	switch {
 	case s == "":
 		return "it is empty"

@@ -43,6 +43,10 @@ import (
 // operator why.
 var ErrUnavailable = errors.New("audit log unavailable")
 
+// ErrInUse: another process logs to the file. Stop that one first, or give
+// each its own file. Nothing was changed.
+var ErrInUse = errors.New("in use by another process")
+
 // Sync says when lines are forced to the disk.
 type Sync string
 

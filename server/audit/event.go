@@ -38,6 +38,8 @@ type Event struct {
 	// ("/bulla.v1.TokenService/SignAndEncrypt").
 	Caller string
 	RPC    string
+	// Permission is the permission that was asked for ("replace_client_key").
+	Permission string
 
 	// What was asked for: the issuer's name, the client_id and the token kind
 	// ("ID_TOKEN").
@@ -59,10 +61,13 @@ type Event struct {
 	JTI         string
 	TokenSHA256 [32]byte
 
-	// What a change did: the RFC 7638 thumbprints of the key before and after,
-	// and the revision of the registration after it.
+	// What a change did: the RFC 7638 thumbprints of the keys before and
+	// after, for each token kind ("ID_TOKEN=…,USERINFO=none", none where it is
+	// not encrypted), where the keys come from ("jwks" or the URL), and the
+	// revision of the registration after it.
 	OldThumbprint string
 	NewThumbprint string
+	KeySource     string
 	Revision      uint64
 }
 
@@ -84,6 +89,7 @@ func (e *Event) appendLine(dst []byte) []byte {
 	dst = appendText(dst, "reason", e.Reason)
 	dst = appendText(dst, "caller", e.Caller)
 	dst = appendText(dst, "rpc", e.RPC)
+	dst = appendText(dst, "permission", e.Permission)
 	dst = appendText(dst, "issuer", e.Issuer)
 	dst = appendText(dst, "client_id", e.ClientID)
 	dst = appendText(dst, "token_kind", e.TokenKind)
@@ -101,6 +107,7 @@ func (e *Event) appendLine(dst []byte) []byte {
 	}
 	dst = appendText(dst, "old_thumbprint", e.OldThumbprint)
 	dst = appendText(dst, "new_thumbprint", e.NewThumbprint)
+	dst = appendText(dst, "key_source", e.KeySource)
 	if e.Revision != 0 {
 		dst = append(dst, `,"revision":`...)
 		dst = strconv.AppendUint(dst, e.Revision, 10)

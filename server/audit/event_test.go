@@ -33,6 +33,8 @@ func fullEvent() Event {
 		TokenSHA256:             [32]byte{0: 0xab, 31: 0x01},
 		OldThumbprint:           "old",
 		NewThumbprint:           "new",
+		Permission:              "issue",
+		KeySource:               "jwks",
 		Revision:                7,
 	}
 }
@@ -42,12 +44,12 @@ func TestLineHoldsEveryField(t *testing.T) {
 	got := string(e.appendLine(nil))
 	want := `{"v":1,"time":"2026-03-01T12:04:05.678901Z","outcome":"issued","reason":"NONE",` +
 		`"caller":"spiffe://example.com/idp","rpc":"/bulla.v1.TokenService/SignAndEncrypt",` +
-		`"issuer":"main","client_id":"app-1","token_kind":"ID_TOKEN",` +
+		`"permission":"issue","issuer":"main","client_id":"app-1","token_kind":"ID_TOKEN",` +
 		`"signing_key_id":"NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs","signing_algorithm":"ES256",` +
 		`"encryption_key_id":"enc-1","encryption_key_thumbprint":"cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s",` +
 		`"encryption_algorithm":"RSA-OAEP-256","content_encryption":"A256GCM","jti":"b7a1",` +
 		`"token_sha256":"ab` + strings.Repeat("00", 30) + `01",` +
-		`"old_thumbprint":"old","new_thumbprint":"new","revision":7}` + "\n"
+		`"old_thumbprint":"old","new_thumbprint":"new","key_source":"jwks","revision":7}` + "\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("line (-want +got):\n%s", diff)
 	}

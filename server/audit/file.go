@@ -45,8 +45,10 @@ func openFile(path string) (f regular, torn bool, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	if err := lock(osf); err != nil {
-		return f, false, fmt.Errorf("%s is in use by another process, probably a second service: give each its own file (%w)", path, err)
+	if err := lock(osf); errors.Is(err, ErrInUse) {
+		return f, false, fmt.Errorf("%w: %s, probably by a second service: give each its own file", ErrInUse, path)
+	} else if err != nil {
+		return f, false, fmt.Errorf("%s cannot be locked: name a file on a local disk (%w)", path, err)
 	}
 	if created {
 		if err := syncFolder(filepath.Dir(path)); err != nil {

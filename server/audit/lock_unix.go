@@ -7,12 +7,17 @@ import (
 	"syscall"
 )
 
-// lock takes f for this process until f is closed, or fails at once if another
-// has it. Taking back a failed write is only safe while nobody else appends.
+// lock takes f for this process until f is closed, or fails at once, with
+// ErrInUse if another has it. Taking back a failed write is only safe while
+// nobody else appends.
 func lock(f *os.File) error {
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err != syscall.EINTR {
+		switch err {
+		case syscall.EINTR:
+		case syscall.EWOULDBLOCK:
+			return ErrInUse
+		default:
 			return err
 		}
 	}

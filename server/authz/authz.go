@@ -53,9 +53,10 @@ const (
 	SignUnencrypted Permission = "sign_unencrypted"
 	// ReadClientKeys: get, list, watch and explain client keys.
 	ReadClientKeys Permission = "read_client_keys"
-	// CreateClientKey: register a client that is not registered.
+	// CreateClientKey: register a client that has never been registered.
 	CreateClientKey Permission = "create_client_key"
-	// ReplaceClientKey: change the registration of a client.
+	// ReplaceClientKey: change the registration of a client, or register one
+	// anew that was deleted.
 	ReplaceClientKey Permission = "replace_client_key"
 	// GenerateClientKey: have a key pair made for a client and receive its
 	// private half.
@@ -255,6 +256,37 @@ func (p *Policy) AllowSome(caller string, permission Permission, issuer string) 
 		}
 	}
 	return notAllowed(Request{Permission: permission, Issuer: issuer})
+}
+
+// NextClient returns the first name at or after from, in byte order, that
+// could be a client for which caller has the permission; ok is false if there
+// is none. A list seeks by it, and passes over what is not the caller's to see.
+func (p *Policy) NextClient(caller string, permission Permission, issuer, from string) (next string, ok bool) {
+	own, all := p.grantsOf(caller)
+	if all && permission.Known() {
+		return from, true
+	}
+	consider := func(name string) {
+		if !ok || name < next {
+			next, ok = name, true
+		}
+	}
+	for _, rule := range own[target{permission, issuer}] {
+		for client := range rule.clients {
+			if client >= from {
+				consider(client)
+			}
+		}
+		for _, prefix := range rule.prefixes {
+			switch {
+			case strings.HasPrefix(from, prefix):
+				consider(from)
+			case prefix > from:
+				consider(prefix)
+			}
+		}
+	}
+	return next, ok
 }
 
 func (p *Policy) grantsOf(caller string) (own rules, all bool) {

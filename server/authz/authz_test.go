@@ -220,3 +220,34 @@ func BenchmarkAllow(b *testing.B) {
 		}
 	}
 }
+
+func TestAListSeeksOnlyWhatTheCallerMaySee(t *testing.T) {
+	p, err := New([]Grant{
+		{Caller: "spiffe://a/some", Allow: []Permission{ReadClientKeys}, Issuers: []string{"main"}, Clients: []string{"app-*", "zz", "b"}},
+		{Caller: "spiffe://a/all", Allow: []Permission{ReadClientKeys}, Issuers: []string{"main"}, Clients: []string{"*"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		caller, issuer, from, next string
+		ok                         bool
+	}{
+		{"spiffe://a/some", "main", "", "app-", true},
+		{"spiffe://a/some", "main", "app-", "app-", true},
+		{"spiffe://a/some", "main", "app-7", "app-7", true},
+		{"spiffe://a/some", "main", "app.", "b", true},
+		{"spiffe://a/some", "main", "b", "b", true},
+		{"spiffe://a/some", "main", "b\x00", "zz", true},
+		{"spiffe://a/some", "main", "zzz", "", false},
+		{"spiffe://a/some", "other", "", "", false},
+		{"spiffe://a/all", "main", "", "", true},
+		{"spiffe://a/all", "main", "x", "x", true},
+		{"spiffe://a/nobody", "main", "", "", false},
+	} {
+		next, ok := p.NextClient(test.caller, ReadClientKeys, test.issuer, test.from)
+		if next != test.next || ok != test.ok {
+			t.Errorf("%s from %q: got %q, %v, want %q, %v", test.caller, test.from, next, ok, test.next, test.ok)
+		}
+	}
+}

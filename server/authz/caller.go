@@ -43,8 +43,10 @@ func CallerFrom(cert *x509.Certificate) (string, error) {
 		return "", fmt.Errorf("%w: it has %d DNS SANs and no URI SAN; issue one with a URI SAN or a single DNS SAN", ErrNoIdentity, len(cert.DNSNames))
 	case len(cert.DNSNames) == 1:
 		name := strings.ToLower(cert.DNSNames[0])
-		if name == "" || strings.Contains(name, "*") {
-			return "", fmt.Errorf("%w: its DNS SAN %q is no single name; issue one for one host or with a URI SAN", ErrNoIdentity, name)
+		// Whoever issued the certificate may have looked less closely at a
+		// DNS SAN than at a URI: it must not pass for one.
+		if name == "" || strings.ContainsFunc(name, notHostName) {
+			return "", fmt.Errorf("%w: its DNS SAN %q is no name of one host; issue one for one host or with a URI SAN", ErrNoIdentity, name)
 		}
 		return name, nil
 	}
@@ -91,6 +93,9 @@ func checkSPIFFE(u *url.URL) error {
 	}
 	return nil
 }
+
+// notHostName reports whether r cannot stand in a host's name in lower case.
+func notHostName(r rune) bool { return notTrustDomain(r) }
 
 func notTrustDomain(r rune) bool { return notSPIFFEPath(r) || (r >= 'A' && r <= 'Z') }
 

@@ -63,7 +63,7 @@ func TestCallerFrom(t *testing.T) {
 		{"two SPIFFE IDs", named, []string{"spiffe://example.com/a", "spiffe://example.com/b"}, "", "2 URI SANs"},
 		{"SPIFFE ID and another URI", named, []string{"https://example.com/", "spiffe://example.com/b"}, "", "2 URI SANs"},
 		{"two DNS names", dns("a.example.com", "b.example.com"), nil, "", "2 DNS SANs"},
-		{"wildcard", dns("*.example.com"), nil, "", "no single name"},
+		{"wildcard", dns("*.example.com"), nil, "", "no name of one host"},
 		{"common name only", named, nil, "", "neither a URI SAN nor a DNS SAN"},
 		{"IP address and e-mail only", x509.Certificate{IPAddresses: []net.IP{{127, 0, 0, 1}}, EmailAddresses: []string{"a@example.com"}}, nil, "", "neither a URI SAN nor a DNS SAN"},
 		{"CA certificate", x509.Certificate{IsCA: true, DNSNames: []string{"ca.example.com"}}, nil, "", "CA certificate"},
@@ -126,4 +126,13 @@ func FuzzCallerURI(f *testing.F) {
 			t.Fatalf("%q was accepted as SPIFFE ID %q", s, id)
 		}
 	})
+}
+
+// A CA may look less closely at DNS SANs than at URI SANs.
+func TestADNSNameCannotPassForAURI(t *testing.T) {
+	for _, name := range []string{"spiffe://example.com/idp", "https://a.example", "a b", "a\x00b", "a/b"} {
+		if got, err := CallerFrom(&x509.Certificate{DNSNames: []string{name}}); !errors.Is(err, ErrNoIdentity) {
+			t.Errorf("%q: got caller %q, %v, want ErrNoIdentity", name, got, err)
+		}
+	}
 }

@@ -170,7 +170,7 @@ type token struct {
 func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permission, step func(context.Context, *token) error) (*Result, error) {
 	t := &token{Request: req}
 	t.event = audit.Event{
-		RPC: req.RPC, Caller: req.Caller,
+		RPC: req.RPC, Caller: req.Caller, Permission: string(permission),
 		Issuer: req.Issuer, ClientID: req.ClientID, TokenKind: string(req.Kind),
 	}
 	err := s.authorize(t, permission)

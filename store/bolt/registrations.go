@@ -128,16 +128,12 @@ func named(tx *bbolt.Tx, uri string) bool {
 
 // List returns live registrations in the order of their client_id
 // (registry.Store).
-func (s *Store) List(ctx context.Context, issuer, after string, limit int) ([]*registry.Registration, error) {
+func (s *Store) List(ctx context.Context, issuer, from string, limit int) ([]*registry.Registration, error) {
 	var list []*registry.Registration
 	err := s.view(ctx, func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketRegistrations).Cursor()
-		prefix, start := key(issuer, ""), key(issuer, after)
-		k, v := c.Seek(start)
-		if bytes.Equal(k, start) {
-			k, v = c.Next()
-		}
-		for ; bytes.HasPrefix(k, prefix) && len(list) < limit; k, v = c.Next() {
+		prefix := key(issuer, "")
+		for k, v := c.Seek(key(issuer, from)); bytes.HasPrefix(k, prefix) && len(list) < limit; k, v = c.Next() {
 			if err := ctx.Err(); err != nil {
 				return err
 			}

@@ -280,8 +280,8 @@ func listing(t *testing.T, open Open[registry.Store]) {
 
 	for _, page := range []int{1, 2, 4, 15, 100} {
 		var got []string
-		for after := ""; ; {
-			list, err := s.List(t.Context(), issuer, after, page)
+		for from := ""; ; {
+			list, err := s.List(t.Context(), issuer, from, page)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -292,15 +292,20 @@ func listing(t *testing.T, open Open[registry.Store]) {
 				break
 			}
 			got = append(got, ids(list)...)
-			after = got[len(got)-1]
+			from = registry.After(got[len(got)-1])
 		}
 		if diff := cmp.Diff(all, got); diff != "" {
 			t.Errorf("pages of %d (-want +got):\n%s", page, diff)
 		}
 	}
-	list, err := s.List(t.Context(), issuer, "a,", 2) // after a name that is not there
-	if diff := cmp.Diff([]string{"a-", "aB"}, ids(list)); diff != "" || err != nil {
-		t.Errorf("List after a gap: %v (-want +got):\n%s", err, diff)
+	for from, want := range map[string][]string{
+		"a,": {"a-", "aB"}, // a name that is not there
+		"a-": {"a-", "aB"}, // a name that is
+	} {
+		list, err := s.List(t.Context(), issuer, from, 2)
+		if diff := cmp.Diff(want, ids(list)); diff != "" || err != nil {
+			t.Errorf("List from %q: %v (-want +got):\n%s", from, err, diff)
+		}
 	}
 	for _, limit := range []int{0, -1} {
 		if list, err := s.List(t.Context(), issuer, "", limit); err != nil || len(list) != 0 {

@@ -1,0 +1,222 @@
+package keycache
+
+import (
+	"container/heap"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// sources are the key sets in memory: one source for each URL, so that no two
+// fetches of one URL can be under way at once. Those that are not being
+// fetched are also queued by the time they are due, and only those can be
+// dropped to make room.
+//
+// The lock is for the cold paths. A client keeps a pointer to its source and
+// looks here only when it has none or the source is gone.
+type sources struct {
+	max  int
+	wake chan struct{} // holds a token when the head of the queue may have changed
+
+	mu    sync.Mutex
+	byURI map[string]*source // guarded by mu
+	queue dueQueue           // guarded by mu
+}
+
+// notQueued is the place of a source that is not in the queue.
+const notQueued = -1
+
+func newSources(most int) *sources {
+	return &sources{max: most, wake: make(chan struct{}, 1), byURI: make(map[string]*source)}
+}
+
+// get returns the source of a URL, nil if there is none.
+func (t *sources) get(uri string) *source {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byURI[uri]
+}
+
+// add takes src in, to be fetched at due, and returns the source of its URL:
+// src, or the one that was there.
+func (t *sources) add(src *source, due time.Time) *source {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if there := t.byURI[src.uri]; there != nil {
+		return there
+	}
+	for len(t.byURI) >= t.max && t.evict() {
+	}
+	t.byURI[src.uri] = src
+	t.enqueue(src, due)
+	return src
+}
+
+// put queues src for due.
+func (t *sources) put(src *source, due time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !src.gone.Load() && src.flight == nil {
+		t.enqueue(src, due)
+	}
+}
+
+// drop forgets src, unless it is being fetched.
+func (t *sources) drop(src *source) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !src.gone.Load() && src.flight == nil {
+		t.forget(src)
+	}
+}
+
+// begin returns the flight of src that is under way or, if needed says so,
+// starts the one it is given. It returns nil if there is none and none is
+// needed, and if src is gone: look again.
+func (t *sources) begin(src *source, needed func() bool, start func() *flight) *flight {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if src.gone.Load() {
+		return nil
+	}
+	if src.flight == nil && needed() {
+		src.flight = start()
+		t.dequeue(src)
+	}
+	return src.flight
+}
+
+// end queues src after its flight.
+func (t *sources) end(src *source, due time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	src.flight = nil
+	t.enqueue(src, due)
+}
+
+// dueAt is when src is fetched next.
+func (t *sources) dueAt(src *source) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return src.due
+}
+
+func (t *sources) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.byURI)
+}
+
+// next waits for the first source that is due and takes it out of the queue.
+func (t *sources) next(ctx context.Context) (*source, error) {
+	for {
+		src, wait := t.first(time.Now())
+		if src != nil {
+			return src, nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-t.wake:
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// first takes the first source out of the queue if it is due, and says else
+// how long to wait for one.
+func (t *sources) first(now time.Time) (src *source, wait time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.queue) == 0 {
+		return nil, time.Hour
+	}
+	src = t.queue[0]
+	if wait = src.due.Sub(now); wait > 0 {
+		// A clock that is set must not be noticed too late.
+		return nil, min(wait, time.Minute)
+	}
+	t.dequeue(src)
+	return src, 0
+}
+
+// enqueue puts src in the queue, or moves it in there. The caller holds mu.
+func (t *sources) enqueue(src *source, due time.Time) {
+	src.due = due
+	if src.place == notQueued {
+		heap.Push(&t.queue, src)
+	} else {
+		heap.Fix(&t.queue, src.place)
+	}
+	if t.queue[0] == src {
+		select {
+		case t.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// dequeue takes src out of the queue, if it is there. The caller holds mu.
+func (t *sources) dequeue(src *source) {
+	if src.place != notQueued {
+		heap.Remove(&t.queue, src.place)
+	}
+}
+
+// forget makes src gone. The caller holds mu.
+func (t *sources) forget(src *source) {
+	t.dequeue(src)
+	delete(t.byURI, src.uri)
+	src.gone.Store(true)
+}
+
+// sampled is how many sources are compared to find one to evict.
+const sampled = 8
+
+// evict makes room by forgetting the one of a few sources taken at random that
+// has been unused for the longest time, which is nearly as good as the oldest
+// of all and needs no list. It reports false if every source is being fetched.
+// The caller holds mu.
+func (t *sources) evict() bool {
+	if len(t.queue) == 0 {
+		return false
+	}
+	oldest := t.queue[rand.N(len(t.queue))] //nolint:gosec // chooses a victim, protects nothing
+	for range sampled - 1 {
+		if s := t.queue[rand.N(len(t.queue))]; s.used.Load() < oldest.used.Load() { //nolint:gosec // likewise
+			oldest = s
+		}
+	}
+	t.forget(oldest)
+	return true
+}
+
+// dueQueue is a heap (container/heap) by due.
+type dueQueue []*source
+
+func (q dueQueue) Len() int           { return len(q) }
+func (q dueQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q dueQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+func (q *dueQueue) Push(x any) {
+	src := x.(*source)
+	src.place = len(*q)
+	*q = append(*q, src)
+}
+
+func (q *dueQueue) Pop() any {
+	old := *q
+	last := len(old) - 1
+	src := old[last]
+	old[last] = nil // let go of it
+	src.place = notQueued
+	*q = old[:last]
+	return src
+}

@@ -1,0 +1,257 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/encrypter/jwks"
+	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/encrypter/registry"
+	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/store/bolt"
+)
+
+// keys stands in for the cache: every registration is fine.
+type keys struct {
+	recipient   *encrypter.Recipient
+	invalidated []string
+}
+
+func (k *keys) Check(ctx context.Context, reg *registry.Registration) (*keycache.Status, error) {
+	return k.Status(ctx, reg)
+}
+
+func (k *keys) Status(_ context.Context, reg *registry.Registration) (*keycache.Status, error) {
+	status := &keycache.Status{State: keycache.Ready}
+	for _, s := range reg.Settings {
+		if s.EncryptionAlgorithm != "" {
+			status.Recipients = append(status.Recipients, keycache.Recipient{
+				Setting: s, Recipient: k.recipient, Thumbprint: "of-" + string(reg.Source.JWKS),
+			})
+		}
+	}
+	return status, nil
+}
+
+func (k *keys) Explain(context.Context, *registry.Registration, registry.TokenKind) (*keycache.Explanation, error) {
+	return &keycache.Explanation{Verdicts: []jwks.Verdict{}}, nil
+}
+
+func (k *keys) Refresh(ctx context.Context, reg *registry.Registration) (*keycache.Status, error) {
+	return k.Status(ctx, reg)
+}
+func (k *keys) Keep(context.Context, string) error { return nil }
+func (k *keys) Invalidate(_, clientID string)      { k.invalidated = append(k.invalidated, clientID) }
+
+// lossy is a store whose writes happen and are reported as lost.
+type lossy struct{ registry.Store }
+
+func (s lossy) Put(ctx context.Context, reg registry.Registration, expect uint64) (*registry.Registration, error) {
+	if _, err := s.Store.Put(ctx, reg, expect); err != nil {
+		return nil, err
+	}
+	return nil, registry.ErrUnavailable
+}
+
+const (
+	registrar = "spiffe://example.com/registrar"
+	creator   = "spiffe://example.com/creator"
+	reader    = "spiffe://example.com/reader"
+)
+
+func newClientKeys(t *testing.T) (*clientKeyService, *auditor, *keys) {
+	t.Helper()
+	store, err := bolt.Open(t.Context(), bolt.Config{Path: filepath.Join(t.TempDir(), "db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	policy, err := authz.New([]authz.Grant{
+		{Caller: registrar, Issuers: []string{"main"}, Clients: []string{"*"},
+			Allow: []authz.Permission{authz.CreateClientKey, authz.ReplaceClientKey, authz.DeleteClientKey, authz.ReadClientKeys}},
+		{Caller: creator, Issuers: []string{"main"}, Clients: []string{"*"}, Allow: []authz.Permission{authz.CreateClientKey}},
+		{Caller: reader, Issuers: []string{"main"}, Clients: []string{"app-*", "single"}, Allow: []authz.Permission{authz.ReadClientKeys}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, cache := &auditor{}, &keys{}
+	if cache.recipient, err = encrypter.NewRecipient(encrypter.RecipientConfig{
+		Key: &key.PublicKey, Algorithm: encrypter.ECDHES, ContentEncryption: encrypter.A256GCM,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return &clientKeyService{
+		gate:  gate{issuers: oneIssuer(t), authorizer: policy, auditor: record},
+		store: store, keys: cache, checkURI: func(string) error { return nil }, log: slog.New(slog.DiscardHandler),
+	}, record, cache
+}
+
+func as(t *testing.T, caller string) context.Context {
+	return context.WithValue(t.Context(), callKey{}, call{rpc: "/rpc", caller: caller})
+}
+
+func registration(id, jwks, revision string) *bullav1.RegisterClientKeyRequest {
+	return &bullav1.RegisterClientKeyRequest{
+		ClientId: id, Revision: revision, KeySource: &bullav1.RegisterClientKeyRequest_Jwks{Jwks: []byte(jwks)},
+		Settings: []*bullav1.ResponseSetting{
+			{TokenKind: bullav1.TokenKind_TOKEN_KIND_ID_TOKEN, EncryptionAlgorithm: "RSA-OAEP-256"},
+			{TokenKind: bullav1.TokenKind_TOKEN_KIND_USERINFO},
+		},
+	}
+}
+
+func register(t *testing.T, s *clientKeyService, req *bullav1.RegisterClientKeyRequest) *bullav1.ClientKey {
+	t.Helper()
+	res, err := s.RegisterClientKey(as(t, registrar), req)
+	if err != nil {
+		t.Fatalf("register %s: %v", req.GetClientId(), err)
+	}
+	return res.GetClientKey()
+}
+
+func wantReason(t *testing.T, what string, err error, want string) {
+	t.Helper()
+	if err == nil || Reason(err) != want {
+		t.Errorf("%s: got %v, want %s", what, err, want)
+	}
+}
+
+func TestCreatingAndReplacingAreApart(t *testing.T) {
+	s, record, _ := newClientKeys(t)
+	if _, err := s.RegisterClientKey(as(t, creator), registration("app", "one", "")); err != nil {
+		t.Fatalf("create: %v", err)
+	}
+	if _, err := s.RegisterClientKey(as(t, creator), registration("app", "one", "")); err != nil {
+		t.Errorf("an identical repeat: %v", err)
+	}
+	_, err := s.RegisterClientKey(as(t, creator), registration("app", "two", ""))
+	wantReason(t, "another key without a revision", err, "CLIENT_ALREADY_REGISTERED")
+	_, err = s.RegisterClientKey(as(t, creator), registration("app", "two", "1"))
+	wantReason(t, "a replacement by one who may only create", err, "CALLER_NOT_ALLOWED")
+	_, err = s.RegisterClientKey(as(t, registrar), registration("app", "two", "7"))
+	wantReason(t, "a replacement of another revision", err, "REVISION_MISMATCH")
+	if key := register(t, s, registration("app", "two", "1")); key.GetRevision() != "2" {
+		t.Errorf("revision %s, want 2", key.GetRevision())
+	}
+	_, err = s.RegisterClientKey(as(t, reader), registration("app", "one", ""))
+	wantReason(t, "a repeat by one who may do neither", err, "CALLER_NOT_ALLOWED")
+
+	var lines []string
+	for _, e := range record.events {
+		lines = append(lines, strings.TrimSpace(fmt.Sprint(e.Outcome, " ", e.Permission, " ", e.OldThumbprint, " > ", e.NewThumbprint, " ", e.KeySource, " ", e.Revision)))
+	}
+	want := []string{
+		"changed create_client_key  > ID_TOKEN=of-one,USERINFO=none jwks 1",
+		"denied replace_client_key  >   0",
+		"changed replace_client_key ID_TOKEN=of-one,USERINFO=none > ID_TOKEN=of-two,USERINFO=none jwks 2",
+		"denied create_client_key  >   0",
+	}
+	if !slices.Equal(lines, want) {
+		t.Errorf("on record:\n%s\nwant:\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// Whoever deletes a client because its key is in wrong hands must not have it
+// come back by one who may only create.
+func TestADeletedClientIsNotTakenOverByCreating(t *testing.T) {
+	s, _, _ := newClientKeys(t)
+	register(t, s, registration("app", "one", ""))
+	if _, err := s.DeleteClientKey(as(t, registrar), &bullav1.DeleteClientKeyRequest{ClientId: "app"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.RegisterClientKey(as(t, creator), registration("app", "two", ""))
+	wantReason(t, "a creator", err, "CALLER_NOT_ALLOWED")
+	if key := register(t, s, registration("app", "two", "")); key.GetRevision() != "3" {
+		t.Errorf("revision %s, want 3: revisions go on after a deletion", key.GetRevision())
+	}
+}
+
+func TestAWriteThatMayHaveHappenedTakesEffect(t *testing.T) {
+	s, record, cache := newClientKeys(t)
+	register(t, s, registration("app", "one", ""))
+	cache.invalidated = nil
+	s.store = lossy{s.store}
+	_, err := s.DeleteClientKey(as(t, registrar), &bullav1.DeleteClientKeyRequest{ClientId: "app"})
+	wantReason(t, "delete", err, "REGISTRY_UNAVAILABLE")
+	if !slices.Equal(cache.invalidated, []string{"app"}) {
+		t.Errorf("invalidated %q, want app: the old key may not stay in use", cache.invalidated)
+	}
+	if last := record.events[len(record.events)-1]; last.Outcome != audit.Failed {
+		t.Errorf("last line %+v, want that it failed", last)
+	}
+}
+
+func TestAListTellsNothingOfOthers(t *testing.T) {
+	s, _, _ := newClientKeys(t)
+	for _, id := range []string{"aaa", "app-1", "app-2", "app-3", "secret-bank", "single", "zeta-government"} {
+		register(t, s, registration(id, "one", ""))
+	}
+	for _, size := range []int32{1, 2, 3, 100} {
+		var got []string
+		for token := ""; ; {
+			res, err := s.ListClientKeys(as(t, reader), &bullav1.ListClientKeysRequest{PageSize: size, PageToken: token})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range res.GetClientKeys() {
+				got = append(got, k.GetClientId())
+			}
+			if token = res.GetNextPageToken(); token == "" {
+				break
+			}
+			name, _ := base64.RawURLEncoding.DecodeString(token)
+			if n := string(name); !strings.HasPrefix(n, "app-") && n != "single" {
+				t.Errorf("the page token tells of %q", n)
+			}
+		}
+		if want := []string{"app-1", "app-2", "app-3", "single"}; !slices.Equal(got, want) {
+			t.Errorf("pages of %d: %q, want %q", size, got, want)
+		}
+	}
+	_, err := s.ListClientKeys(as(t, creator), &bullav1.ListClientKeysRequest{})
+	wantReason(t, "one who may not read", err, "CALLER_NOT_ALLOWED")
+}
+
+func TestEveryDenialIsOnRecord(t *testing.T) {
+	for _, issuerName := range []string{"main", "unheard-of"} {
+		s, record, _ := newClientKeys(t)
+		_, err := s.GetClientKey(as(t, "spiffe://example.com/stranger"), &bullav1.GetClientKeyRequest{Issuer: issuerName, ClientId: "app"})
+		wantReason(t, "a stranger asking for issuer "+issuerName, err, "CALLER_UNKNOWN")
+		if len(record.events) != 1 || record.events[0].Outcome != audit.Denied {
+			t.Errorf("issuer %s: on record %+v, want one denial", issuerName, record.events)
+		}
+	}
+	s, _, _ := newClientKeys(t)
+	_, err := s.GetClientKey(as(t, reader), &bullav1.GetClientKeyRequest{Issuer: "unheard-of", ClientId: "app-1"})
+	wantReason(t, "a known caller", err, "ISSUER_UNKNOWN")
+}
+
+func TestManyWrongSettingsCostLittle(t *testing.T) {
+	s, _, _ := newClientKeys(t)
+	req := registration("app", "one", "")
+	for range 1_000_000 {
+		req.Settings = append(req.Settings, &bullav1.ResponseSetting{})
+	}
+	if _, err := s.RegisterClientKey(as(t, registrar), req); statusOf(err).Code() != codes.InvalidArgument || len(err.Error()) > 1000 {
+		t.Errorf("got an error of %d bytes (%.100v), want a short InvalidArgument", len(fmt.Sprint(err)), err)
+	}
+}
