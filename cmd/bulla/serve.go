@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 
 func serveCommand() *cobra.Command {
 	var file string
+	level := slog.LevelInfo
 	cmd := &cobra.Command{
 		Use:   "serve --config FILE",
 		Short: "Run the service",
@@ -40,11 +42,12 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 			return serve(cmd.Context(), cfg, log, func(addresses) {})
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "bulla.yaml", "the configuration")
+	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "what is logged at least: DEBUG, INFO, WARN or ERROR")
 	return cmd
 }
 
@@ -70,12 +73,8 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 		}
 	}()
 
-	problems, warnings := cfg.CheckFiles()
-	for _, w := range warnings {
-		log.Warn("configuration", "warning", w.String())
-	}
-	if len(problems) > 0 {
-		return problems
+	if err := checkFiles(cfg, log); err != nil {
+		return err
 	}
 
 	registry := prometheus.NewRegistry()
@@ -90,6 +89,8 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 		return fmt.Errorf("audit log: %w", err)
 	}
 	closing(auditLog.Close)
+	hangup := reopenOnHangup(auditLog, log)
+	defer hangup.stop()
 
 	backends, err := openBackends(ctx, cfg, log)
 	if err != nil {
@@ -140,7 +141,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 		return err
 	}
 	grpcConfig := server.Config{
-		Development: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
+		Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
 		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
 		ClientKeys: cache, SigningKeys: keys, Auditor: auditLog,
 		CheckURI: fetcher.CheckURI, Observer: metrics, Logger: log,
@@ -179,10 +180,9 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, failed := errgroup.WithContext(background)
-	for _, part := range []func(context.Context) error{keys.Run, cache.Run, api.Run} {
-		group.Go(func() error { return part(failed) })
+	for _, part := range []func(context.Context) error{keys.Run, cache.Run, api.Run, hangup.run} {
+		group.Go(func() error { return part(background) })
 	}
-	group.Go(func() error { return reopenOnHangup(failed, auditLog, log) })
 	group.Go(func() error { return api.Serve(listeners[0]) })
 	group.Go(func() error { return web.Serve(listeners[1]) })
 	group.Go(func() error { return ops.Serve(listeners[2]) })
@@ -204,23 +204,58 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 	return group.Wait()
 }
 
-// reopenOnHangup lets the audit log be rotated: rename the file, send SIGHUP.
-func reopenOnHangup(ctx context.Context, auditLog *audit.Log, log *slog.Logger) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+// hangup lets the audit log be rotated: rename the file, send SIGHUP.
+type hangup struct {
+	signals chan os.Signal
+	audit   *audit.Log
+	log     *slog.Logger
+}
+
+// reopenOnHangup catches the signal from now on: before run it would otherwise
+// end a process that is still starting.
+func reopenOnHangup(auditLog *audit.Log, log *slog.Logger) *hangup {
+	h := &hangup{signals: make(chan os.Signal, 1), audit: auditLog, log: log}
+	signal.Notify(h.signals, syscall.SIGHUP)
+	return h
+}
+
+func (h *hangup) stop() { signal.Stop(h.signals) }
+
+func (h *hangup) run(ctx context.Context) error {
 	for {
 		select {
-		case <-hangup:
-			if err := auditLog.Reopen(ctx); err != nil {
-				log.ErrorContext(ctx, "audit log not reopened", "error", err)
+		case <-h.signals:
+			if err := h.audit.Reopen(ctx); err != nil {
+				h.log.ErrorContext(ctx, "audit log not reopened", "error", err)
 				continue
 			}
-			log.InfoContext(ctx, "audit log reopened")
+			h.log.InfoContext(ctx, "audit log reopened")
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// checkFiles looks for the files that the configuration names. Those of a
+// backend, a PKCS#11 module or a PIN, may be mounted or written later: the
+// backend is down until then. Without the others there is nothing to start.
+func checkFiles(cfg *config.Config, log *slog.Logger) error {
+	problems, warnings := cfg.CheckFiles()
+	for _, w := range warnings {
+		log.Warn("configuration", "warning", w.String())
+	}
+	var fatal config.Problems
+	for _, p := range problems {
+		if strings.HasPrefix(p.Path, "backends.") {
+			log.Warn("configuration", "problem", p.String())
+		} else {
+			fatal = append(fatal, p)
+		}
+	}
+	if len(fatal) > 0 {
+		return fatal
+	}
+	return nil
 }
 
 // ignoreClosed is for what a server that was shut down has closed already.

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulla-project/bulla/kms/pkcs11"
+	"github.com/bulla-project/bulla/server/config"
+)
+
+// pkcs11 is the walk through a token.
+func (w *walk) pkcs11(ctx context.Context, c *config.PKCS11) {
+	// New waits for the first login by itself, and not for long. Were its
+	// context to end, it would close the backend, which may take as long
+	// again, and what is known of the login would be lost.
+	const firstLogin = 6 * time.Second
+	o, ok := within(ctx, max(w.step, firstLogin), func(context.Context) openedBackend[*pkcs11.Backend] {
+		b, err := pkcs11.New(context.WithoutCancel(ctx), pkcs11Config(c, w.modules, slog.New(slog.DiscardHandler)))
+		return openedBackend[*pkcs11.Backend]{b, err}
+	})
+	if !ok {
+		w.hung(ctx, pkcs11.StepModule, nil)
+		return
+	}
+	if o.err != nil {
+		w.add(pkcs11.StepModule, failed, o.err.Error(), "correct the backend in the configuration, or use a build of Bulla with cgo")
+		w.leaveOut(w.keys)
+		return
+	}
+	w.keep(o.backend)
+	if !w.stages(ctx, c, o.backend) {
+		return
+	}
+	for i, k := range w.keys {
+		if check, ok := w.tokenKey(ctx, o.backend, k); !ok {
+			w.hung(ctx, check, w.keys[i:])
+			return
+		}
+	}
+}
+
+// stages goes through module, token and login.
+func (w *walk) stages(ctx context.Context, c *config.PKCS11, b *pkcs11.Backend) bool {
+	// The first attempt has been made. Only that one can have sent a PIN; a
+	// second attempt reports the rule by which it did not.
+	first := b.Stats()
+	steps, ok := within(ctx, w.step, func(ctx context.Context) []pkcs11.Step { return b.Diagnose(ctx, nil) })
+	if !ok || slices.ContainsFunc(steps, hangs) {
+		check := pkcs11.StepModule
+		if b.Stats().Logins > 0 {
+			check = pkcs11.StepLogin
+		}
+		w.hung(ctx, check, nil)
+		return false
+	}
+	refused := !first.Up && first.Logins > 0 && b.Stats().Logins == first.Logins
+	for _, s := range steps {
+		if s.Name == pkcs11.StepLogin && s.Outcome == pkcs11.Failed && refused {
+			// The advice after the semicolon is for a service.
+			s.Detail, _, _ = strings.Cut(first.Reason, "; ")
+			s.Advice = "write the right PIN into the file before the doctor or the service runs again: a token locks after a few wrong ones"
+		}
+		if s.Name == pkcs11.StepToken && s.Outcome == pkcs11.Failed && strings.Contains(c.Module, "softhsm") && c.Token != "" && !strings.Contains(s.Advice, "softhsm2-util") {
+			s.Advice += fmt.Sprintf("; or create it: softhsm2-util --init-token --free --label %q", c.Token)
+		}
+		if o, looked := stepOutcome(s); looked {
+			w.add(s.Name, o, s.Detail, orElse(s.Advice, o, "see the token's own log"))
+		}
+		if s.Outcome == pkcs11.Failed {
+			w.leaveOut(w.keys)
+			return false
+		}
+	}
+	return true
+}
+
+// tokenKey goes through a key of a token. If that hangs, ok is false and check
+// is the step at which it does.
+func (w *walk) tokenKey(ctx context.Context, b *pkcs11.Backend, k doctorKey) (check string, ok bool) {
+	refs := []pkcs11.KeyRef{{Ref: k.ref.Ref, Algorithm: k.algorithm}}
+	steps, ok := within(ctx, w.step, func(ctx context.Context) []pkcs11.Step { return b.Diagnose(ctx, refs) })
+	if !ok {
+		return pkcs11.StepKey, false
+	}
+	fine := true
+	for _, s := range steps {
+		if hangs(s) {
+			if s.Key == "" { // the token hangs, which answered a moment ago
+				return pkcs11.StepKey, false
+			}
+			return s.Name, false
+		}
+		o, looked := stepOutcome(s)
+		switch {
+		case s.Key == "" && s.Outcome == pkcs11.Failed:
+			w.addKey(pkcs11.StepKey, k, failed, "the token was lost: "+s.Detail, orElse(s.Advice, failed, "run the doctor again"))
+			return "", true
+		case s.Key == "" || !looked:
+			continue
+		}
+		fine = fine && o != failed
+		w.addKey(s.Name, k, o, s.Detail, orElse(s.Advice, o, keyAdvice(s.Err)))
+	}
+	if !fine || k.alone {
+		return "", true
+	}
+	// Diagnose keeps the public key to itself.
+	key, err := w.openKey(ctx, b, k)
+	if errors.Is(err, errNoAnswer) {
+		return pkcs11.StepProbe, false
+	}
+	if err == nil {
+		w.proofs.add(k.ref, key.Public())
+	}
+	return "", true
+}
+
+// hangs reports whether a step failed because it was not waited for longer.
+func hangs(s pkcs11.Step) bool {
+	return s.Outcome == pkcs11.Failed && errors.Is(s.Err, context.DeadlineExceeded)
+}
+
+// stepOutcome is the outcome of a step that was taken.
+func stepOutcome(s pkcs11.Step) (o outcome, looked bool) {
+	switch s.Outcome {
+	case pkcs11.Passed:
+		return good, true
+	case pkcs11.Warned:
+		return warned, true
+	case pkcs11.Failed:
+		return failed, true
+	case pkcs11.Skipped:
+	}
+	return "", false
+}
+
+// orElse sees to it that there is advice wherever something is wrong.
+func orElse(advice string, o outcome, otherwise string) string {
+	if advice == "" && o != good {
+		return otherwise
+	}
+	return advice
+}
