@@ -58,9 +58,9 @@ var table = []row{
 
 	{fetch.ErrURI, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_URI_REJECTED, ""},
 	{jwks.ErrRejected, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
-	{jwks.ErrKeyRejected, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
 	{keycache.ErrNoSetting, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
 	{keycache.ErrUnusable, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
+	{jwks.ErrKeyRejected, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
 	{keycache.ErrExpired, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEYS_EXPIRED, ""},
 	{keycache.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEYS_UNAVAILABLE, ""},
 	{keycache.ErrLimited, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_REFRESH_LIMITED, ""},

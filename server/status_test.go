@@ -111,7 +111,10 @@ func TestErrorsBecomeTheirReasons(t *testing.T) {
 		{fetch.ErrURI, "URI_REJECTED", true},
 		{jwks.ErrRejected, "KEY_REJECTED", true},
 		{fmt.Errorf("%w: %w", keycache.ErrUnusable, &jwks.NoKeyError{}), "CLIENT_KEY_UNUSABLE", true},
-		{fmt.Errorf("%w: %w", keycache.ErrUnusable, jwks.ErrKeyRejected), "KEY_REJECTED", true},
+		// A key that was refused is the fault of who registers it, and not of
+		// who asks for a token.
+		{fmt.Errorf("%w: %w", keycache.ErrUnusable, jwks.ErrKeyRejected), "CLIENT_KEY_UNUSABLE", true},
+		{jwks.ErrKeyRejected, "KEY_REJECTED", true},
 		{keycache.ErrNoSetting, "CLIENT_KEY_UNUSABLE", true},
 		{&keycache.FetchError{ID: "x", Err: keycache.ErrUnavailable}, "CLIENT_KEYS_UNAVAILABLE", true},
 		{&keycache.FetchError{ID: "x", Err: keycache.ErrExpired}, "CLIENT_KEYS_EXPIRED", true},

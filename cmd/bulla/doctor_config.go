@@ -90,7 +90,7 @@ func (d *doctor) fetch(context.Context) []finding {
 func (d *doctor) grants(context.Context) []finding {
 	if d.cfg.Plaintext() {
 		return []finding{{
-			Check: "grants", Subject: "grants", Outcome: good,
+			Check: "grants", Subject: "all issuers", Outcome: good,
 			Detail: fmt.Sprintf("not used: without TLS the caller is always %q and may do everything", authz.DevelopmentCaller),
 		}}
 	}

@@ -26,7 +26,7 @@ const (
 type finding struct {
 	// Check is what was looked at, from a fixed list: config, files, file, tls,
 	// module, token, login, key, mechanism, probe, region, service, locations,
-	// store, audit, fetch, grants, listener.
+	// store, audit, fetch, grants, listener, running.
 	Check string `json:"check"`
 	// Subject is which one: a backend, a key, a file or a field of the
 	// configuration.

@@ -87,7 +87,7 @@ func (d *doctor) listeners(ctx context.Context) []finding {
 	if !d.service.running() {
 		return found
 	}
-	f := finding{Check: "service", Subject: d.service.address, Outcome: good, Detail: "a service is running here, and is ready"}
+	f := finding{Check: "running", Subject: d.service.address, Outcome: good, Detail: "a service is running here, and is ready"}
 	if d.service.trouble != "" {
 		f.Outcome, f.Detail = warned, "a service is running here, but is not ready: "+clip(d.service.trouble)
 		f.Advice = "mend what is marked FAIL; if nothing is, see the service's log, and restart it if it refuses to send a PIN again"

@@ -629,7 +629,7 @@ func serveSite(t *testing.T, s *site) {
 // beside is what the doctor says of all that a running service holds.
 var beside = []string{
 	"ok store in use by the running service", "ok audit in use by the running service",
-	"3 listener in use by the running service", "ok service and is ready",
+	"3 listener in use by the running service", "ok running and is ready",
 }
 
 func TestDoctorWorksBesideARunningService(t *testing.T) {
@@ -656,7 +656,7 @@ func TestDoctorTellsThatARunningServiceIsNotReady(t *testing.T) {
 	go func() { _ = server.Serve(lis) }()
 	t.Cleanup(func() { _ = server.Close() })
 
-	s.doctor().wants("warn service issuer main cannot sign", developing)
+	s.doctor().wants("warn running issuer main cannot sign", developing)
 	if text := runDoctor(t, s.config()).text; strings.Contains(text, "\x1b") {
 		t.Errorf("got a control sequence of another process in %q", text)
 	}

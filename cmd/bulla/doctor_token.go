@@ -19,6 +19,7 @@ func (w *walk) pkcs11(ctx context.Context, c *config.PKCS11) {
 	// context to end, it would close the backend, which may take as long
 	// again, and what is known of the login would be lost.
 	const firstLogin = 6 * time.Second
+	start := time.Now()
 	o, ok := within(ctx, max(w.step, firstLogin), func(context.Context) openedBackend[*pkcs11.Backend] {
 		b, err := pkcs11.New(context.WithoutCancel(ctx), pkcs11Config(c, w.modules, slog.New(slog.DiscardHandler)))
 		return openedBackend[*pkcs11.Backend]{b, err}
@@ -33,6 +34,10 @@ func (w *walk) pkcs11(ctx context.Context, c *config.PKCS11) {
 		return
 	}
 	w.keep(o.backend)
+	if first := o.backend.Stats(); !first.Up && time.Since(start) >= w.step {
+		w.hung(ctx, hungAt(first), nil)
+		return
+	}
 	if !w.stages(ctx, c, o.backend) {
 		return
 	}
@@ -51,11 +56,7 @@ func (w *walk) stages(ctx context.Context, c *config.PKCS11, b *pkcs11.Backend) 
 	first := b.Stats()
 	steps, ok := within(ctx, w.step, func(ctx context.Context) []pkcs11.Step { return b.Diagnose(ctx, nil) })
 	if !ok || slices.ContainsFunc(steps, hangs) {
-		check := pkcs11.StepModule
-		if b.Stats().Logins > 0 {
-			check = pkcs11.StepLogin
-		}
-		w.hung(ctx, check, nil)
+		w.hung(ctx, hungAt(b.Stats()), nil)
 		return false
 	}
 	refused := !first.Up && first.Logins > 0 && b.Stats().Logins == first.Logins
@@ -77,6 +78,15 @@ func (w *walk) stages(ctx context.Context, c *config.PKCS11, b *pkcs11.Backend) 
 		}
 	}
 	return true
+}
+
+// hungAt is the step at which a token that does not come up hangs: a login is
+// counted when it begins.
+func hungAt(s pkcs11.Stats) string {
+	if s.Logins > 0 {
+		return pkcs11.StepLogin
+	}
+	return pkcs11.StepModule
 }
 
 // tokenKey goes through a key of a token. If that hangs, ok is false and check

@@ -122,7 +122,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 	}
 	cache, err := keycache.New(keycache.Config{
 		Store: store, Fetcher: fetcher, Logger: log,
-		Limits: jwks.Limits{MaxRSABits: maxRSABits(cfg)},
+		Limits: jwks.Limits{MaxRSABits: longestRSA(cfg)}, MaxRSABits: maxRSABits(cfg),
 		Policy: keycache.Policy{
 			MinRefresh: cfg.Fetch.MinRefresh, DefaultRefresh: cfg.Fetch.DefaultRefresh,
 			MaxRefresh: cfg.Fetch.MaxRefresh, MaxStale: cfg.Fetch.MaxStale,

@@ -192,11 +192,20 @@ func boolean(b bool) float64 {
 	return 0
 }
 
-// maxRSABits is the largest bound of any issuer.
-func maxRSABits(cfg *config.Config) int {
+// longestRSA is the largest bound of any issuer: key sets are shared.
+func longestRSA(cfg *config.Config) int {
 	bits := 0
 	for _, i := range cfg.Issuers {
 		bits = max(bits, i.Policy.MaxRSABits)
 	}
 	return bits
+}
+
+// maxRSABits finds each issuer's own bound.
+func maxRSABits(cfg *config.Config) func(issuer string) int {
+	bounds := make(map[string]int)
+	for _, i := range cfg.Issuers {
+		bounds[i.Name] = i.Policy.MaxRSABits
+	}
+	return func(issuer string) int { return bounds[issuer] }
 }

@@ -1,6 +1,7 @@
 package jwks
 
 import (
+	"crypto/rsa"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,6 +18,10 @@ type Want struct {
 	// KeyID pins the choice to keys with this "kid": if none of them fits, no
 	// other key is taken in their place. Empty means no pin.
 	KeyID string
+
+	// MaxRSABits, if not zero, rules out longer RSA keys: the policy of one
+	// issuer, where the Limits of the set are those of all who share it.
+	MaxRSABits int
 
 	// CertificateAt, if not zero, rules out keys whose certificate is not
 	// valid at that time. Set it when a client registers; leave it zero at
@@ -121,6 +126,9 @@ func (k *Key) judge(want Want) (Outcome, string) {
 		return Unusable, k.Reason
 	case unfit != "":
 		return Unfit, unfit
+	}
+	if k, ok := k.Public.(*rsa.PublicKey); ok && want.MaxRSABits > 0 && k.N.BitLen() > want.MaxRSABits {
+		return Unusable, fmt.Sprintf("its RSA modulus has %d bits, more than the %d that this issuer allows: use a shorter key", k.N.BitLen(), want.MaxRSABits)
 	}
 	if !want.CertificateAt.IsZero() {
 		if err := k.CertificateError(want.CertificateAt); err != nil {

@@ -503,3 +503,14 @@ func TestCertificateNamesTheKey(t *testing.T) {
 		t.Errorf("Choose without a time: %v", err)
 	}
 }
+
+func TestAnIssuerMayAllowLessThanTheSet(t *testing.T) {
+	set := parse(t, rsaJWK())
+	if _, err := set.Choose(jwks.Want{Algorithm: "RSA-OAEP", MaxRSABits: 2048}); err != nil {
+		t.Errorf("at the bound: %v", err)
+	}
+	_, err := set.Choose(jwks.Want{Algorithm: "RSA-OAEP", MaxRSABits: 2047})
+	if !errors.Is(err, jwks.ErrKeyRejected) || !strings.Contains(err.Error(), "2047") {
+		t.Errorf("above it: got %v, want ErrKeyRejected that names the bound", err)
+	}
+}

@@ -19,9 +19,10 @@ type clientKey struct{ issuer, clientID string }
 // client is one registered client in memory. What it keeps of the registration
 // is what issuing needs; the documents stay in the store.
 type client struct {
-	settings []registry.Setting
-	uri      string // of the key set, or empty
-	fixed    []pick // one for each setting, for keys that do not come from a URL
+	settings   []registry.Setting
+	maxRSABits int    // that the issuer allows; 0 for no bound of its own
+	uri        string // of the key set, or empty
+	fixed      []pick // one for each setting, for keys that do not come from a URL
 
 	// source is where the set of uri was found last.
 	source atomic.Pointer[source]
@@ -46,7 +47,7 @@ func (c *client) choose(set *keySet) []pick {
 	if p := c.latest.Load(); p != nil && p.from == set {
 		return p.of
 	}
-	p := &picks{from: set, of: choose(c.settings, set.parsed())}
+	p := &picks{from: set, of: choose(c.settings, set.parsed(), c.maxRSABits)}
 	c.latest.Store(p)
 	return p.of
 }
@@ -65,26 +66,24 @@ type pick struct {
 	err        error // ErrUnusable if no key fits
 }
 
-func choose(settings []registry.Setting, set *jwks.Set) []pick {
+func choose(settings []registry.Setting, set *jwks.Set, maxRSABits int) []pick {
 	all := make([]pick, len(settings))
 	for i, s := range settings {
-		all[i], _ = chooseOne(s, set, time.Time{})
+		all[i], _ = chooseOne(s, set, jwks.Want{MaxRSABits: maxRSABits})
 	}
 	return all
 }
 
-// chooseOne chooses the key for a setting and prepares its recipient. A
-// certificate must be valid at the given time, unless that is zero.
-func chooseOne(s registry.Setting, set *jwks.Set, certificateAt time.Time) (pick, *jwks.Key) {
+// chooseOne chooses the key for a setting and prepares its recipient. What
+// holds for the keys of all settings stands in w.
+func chooseOne(s registry.Setting, set *jwks.Set, w jwks.Want) (pick, *jwks.Key) {
 	if s.EncryptionAlgorithm == "" {
 		return pick{}, nil
 	}
 	if set == nil {
 		return pick{err: fmt.Errorf("%w: the registration has no key source", ErrUnusable)}, nil
 	}
-	w := want(s)
-	w.CertificateAt = certificateAt
-	key, err := set.Choose(w)
+	key, err := set.Choose(want(s, w))
 	if err != nil {
 		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}, nil
 	}
@@ -101,9 +100,10 @@ func chooseOne(s registry.Setting, set *jwks.Set, certificateAt time.Time) (pick
 	return pick{recipient: recipient, thumbprint: key.Thumbprint}, key
 }
 
-// want is what a setting asks of a key.
-func want(s registry.Setting) jwks.Want {
-	return jwks.Want{Algorithm: encrypter.KeyAlgorithm(s.EncryptionAlgorithm), KeyID: s.KeyID}
+// want is w with what a setting asks of a key.
+func want(s registry.Setting, w jwks.Want) jwks.Want {
+	w.Algorithm, w.KeyID = encrypter.KeyAlgorithm(s.EncryptionAlgorithm), s.KeyID
+	return w
 }
 
 // changes counts the changes of clients, by slots that a client's name hashes
@@ -176,13 +176,13 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 }
 
 func (c *Cache) newClient(reg *registry.Registration) *client {
-	cl := &client{settings: reg.Settings, uri: reg.Source.JWKSURI}
+	cl := &client{settings: reg.Settings, maxRSABits: c.cfg.MaxRSABits(reg.Issuer), uri: reg.Source.JWKSURI}
 	if cl.uri != "" {
 		return cl
 	}
 	set, err := c.staticSet(reg)
 	if err == nil {
-		cl.fixed = choose(reg.Settings, set)
+		cl.fixed = choose(reg.Settings, set, cl.maxRSABits)
 		return cl
 	}
 	// It was good when it was registered; the limits have become stricter. A

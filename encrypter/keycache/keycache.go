@@ -77,6 +77,9 @@ type Config struct {
 	Policy Policy
 	// Limits bound what a key set may be.
 	Limits jwks.Limits
+	// MaxRSABits is the longest RSA modulus an issuer allows, in bits. Default:
+	// what Limits allow, for every issuer.
+	MaxRSABits func(issuer string) int
 	// MaxClients is how many clients are kept ready, and how many key sets.
 	// Default 100 000.
 	MaxClients int
@@ -122,6 +125,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.MaxClients < 0 || c.Fetchers < 0 {
 		return errors.New("keycache: a number is negative; leave it at zero for its default")
+	}
+	if c.MaxRSABits == nil {
+		c.MaxRSABits = func(string) int { return 0 }
 	}
 	if c.MaxClients == 0 {
 		c.MaxClients = 100_000

@@ -28,7 +28,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		}
 		src, err := c.sources.next(ctx)
 		if err != nil {
-			return nil //nolint:nilerr // the end of ctx is how Run ends
+			return nil // the end of ctx is how Run ends
 		}
 		host, failing := hostOf(src.uri), src.state.Load().Failures > 0
 		if !busy.enter(host, failing) {

@@ -52,10 +52,10 @@ func (c *Cache) Status(ctx context.Context, reg *registry.Registration) (*Status
 	if reg.Source.JWKSURI == "" {
 		set, err := c.staticSet(reg)
 		if err != nil {
-			return &Status{State: NoUsableKey, Reason: err.Error(), Since: reg.UpdatedAt}, nil
+			return &Status{State: NoUsableKey, Reason: err.Error(), Since: reg.UpdatedAt}, nil //nolint:nilerr // the status tells it
 		}
 		s := staticStatus(reg)
-		_ = s.choose(reg.Settings, set, time.Time{}) // the state tells
+		_ = s.choose(reg.Settings, set, c.rules(reg)) // the state tells
 		return s, nil
 	}
 	state, err := c.peek(ctx, reg.Source.JWKSURI)
@@ -63,8 +63,13 @@ func (c *Cache) Status(ctx context.Context, reg *registry.Registration) (*Status
 		return nil, err
 	}
 	s := c.fetchedStatus(reg, state)
-	_ = s.choose(reg.Settings, state.set.parsed(), time.Time{}) // the state tells
+	_ = s.choose(reg.Settings, state.set.parsed(), c.rules(reg)) // the state tells
 	return s, nil
+}
+
+// rules are what an issuer asks of the keys of all settings.
+func (c *Cache) rules(reg *registry.Registration) jwks.Want {
+	return jwks.Want{MaxRSABits: c.cfg.MaxRSABits(reg.Issuer)}
 }
 
 func staticStatus(reg *registry.Registration) *Status {
@@ -109,15 +114,15 @@ func (c *Cache) fetchedStatus(reg *registry.Registration, state *setState) *Stat
 
 // choose adds what the settings choose from set, nil for none. A setting that
 // no key fits makes a client that is otherwise in use NoUsableKey; the first
-// such error is returned. A certificate must be valid at the given time, and
-// is worth no more than a warning if that is zero.
-func (s *Status) choose(settings []registry.Setting, set *jwks.Set, certificateAt time.Time) error {
+// such error is returned. What holds for the keys of all settings stands in w;
+// a certificate is worth no more than a warning unless w says so.
+func (s *Status) choose(settings []registry.Setting, set *jwks.Set, w jwks.Want) error {
 	if set == nil && s.State == Failing {
 		return nil // that says it already
 	}
 	var first error
 	for _, setting := range settings {
-		p, key := chooseOne(setting, set, certificateAt)
+		p, key := chooseOne(setting, set, w)
 		if p.err != nil {
 			err := fmt.Errorf("%s: %w", setting.Kind, p.err)
 			if first == nil {
@@ -132,8 +137,8 @@ func (s *Status) choose(settings []registry.Setting, set *jwks.Set, certificateA
 			Setting: setting, Recipient: p.recipient, Thumbprint: p.thumbprint,
 			Stale: s.State == Stale || s.State == Expired, FetchedAt: s.FetchedAt,
 		})
-		for _, w := range key.Warnings {
-			s.warn(setting, w)
+		for _, text := range key.Warnings {
+			s.warn(setting, text)
 		}
 		if err := key.CertificateError(time.Now()); err != nil {
 			s.warn(setting, err.Error())
@@ -153,8 +158,8 @@ func (s *Status) warn(setting registry.Setting, text string) {
 // fetched within the call, and one must fit each setting that encrypts. What a
 // URL gives that is no good set is not told apart from a URL that gives
 // nothing. Errors: jwks.ErrRejected for keys that are registered as they are,
-// ErrUnusable, ErrUnavailable (as a *FetchError), registry.ErrUnavailable, or
-// the context's.
+// jwks.ErrKeyRejected if a key would fit had it passed the checks, ErrUnusable,
+// ErrUnavailable (as a *FetchError), registry.ErrUnavailable, or the context's.
 func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status, error) {
 	var status *Status
 	var set *jwks.Set
@@ -178,7 +183,14 @@ func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status,
 		}
 		status = staticStatus(reg)
 	}
-	if err := status.choose(reg.Settings, set, time.Now()); err != nil {
+	rules := c.rules(reg)
+	rules.CertificateAt = time.Now()
+	err := status.choose(reg.Settings, set, rules)
+	var noKey *jwks.NoKeyError
+	if errors.As(err, &noKey) && errors.Is(err, jwks.ErrKeyRejected) {
+		return nil, noKey // whoever registers brings the key: it is at fault
+	}
+	if err != nil {
 		return nil, err
 	}
 	return status, nil
@@ -210,7 +222,7 @@ func (c *Cache) Refresh(ctx context.Context, reg *registry.Registration) (*Statu
 		return nil, err
 	}
 	s := c.fetchedStatus(reg, state)
-	_ = s.choose(reg.Settings, state.set.parsed(), time.Time{}) // the state tells
+	_ = s.choose(reg.Settings, state.set.parsed(), c.rules(reg)) // the state tells
 	return s, nil
 }
 
@@ -249,7 +261,7 @@ func (c *Cache) Explain(ctx context.Context, reg *registry.Registration, kind re
 		set, e.FetchedAt = state.set.parsed(), state.FetchedAt
 	}
 	if set != nil {
-		e.Verdicts = set.Explain(want(setting))
+		e.Verdicts = set.Explain(want(setting, c.rules(reg)))
 	}
 	return e, nil
 }

@@ -216,12 +216,12 @@ func (l *Log) open(ctx context.Context) (file, bool, error) {
 // Record writes e down, and returns nil once it is written as Config.Sync
 // says. An e without a Time is given the present one.
 //
-// Otherwise the error wraps ErrUnavailable and the call that e tells of must
-// be denied. With OnFailureContinue Record always returns nil.
+// If the error wraps ErrUnavailable, the call that e tells of must be denied.
+// With OnFailureContinue there is no such error.
 //
-// The end of ctx ends the waiting for others' writes, with an error that
-// wraps ctx's as well; it does not keep e from being written. So a change that
-// has already happened is recorded even if its caller has gone.
+// The end of ctx ends the waiting for others' writes, with ctx's error: the
+// caller has gone, and must get nothing. It does not keep e from being written,
+// so a change that has already happened is recorded all the same.
 func (l *Log) Record(ctx context.Context, e Event) error {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
@@ -259,7 +259,8 @@ func (l *Log) Record(ctx context.Context, e Event) error {
 	case <-done:
 		return l.verdict(b.err)
 	case <-ctx.Done():
-		return l.verdict(fmt.Errorf("%w: %w while waiting for the write", ErrUnavailable, ctx.Err()))
+		// The line is on its way; only its caller does not wait for it.
+		return ctx.Err()
 	}
 }
 

@@ -205,7 +205,7 @@ func TestWhereATokenStops(t *testing.T) {
 				t.Errorf("got %v, %v, want %v and no token", result, err, test.want)
 			}
 			wantSteps(t, w, test.steps...)
-			if e := w.events[len(w.events)-1]; test.want != audit.ErrUnavailable && e.Reason == "" {
+			if e := w.events[len(w.events)-1]; !errors.Is(test.want, audit.ErrUnavailable) && e.Reason == "" {
 				t.Errorf("audit event without a reason: %+v", e)
 			}
 		})
