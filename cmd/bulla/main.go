@@ -21,9 +21,7 @@ func run() int {
 	context.AfterFunc(ctx, stop)
 	defer stop()
 
-	// A file-size limit is an error of the write that meets it, not the end of
-	// the process.
-	signal.Ignore(syscall.SIGXFSZ)
+	ignoreFileSizeLimit()
 
 	root := rootCommand()
 	if err := root.ExecuteContext(ctx); err != nil {
