@@ -100,6 +100,8 @@ func (d *demo) showNext() {
 		{"the signing keys", bulla + " key list " + as("operator")},
 		{"what verifiers fetch, and the metrics", fmt.Sprintf("curl -s --cacert %s %s\ncurl -s http://%s/metrics | grep ^bulla_",
 			file("ca.crt"), d.jwksURL(), d.ports.ops)},
+		{"is everything right behind the configuration?", fmt.Sprintf("SOFTHSM2_CONF=%s %s doctor --config %s",
+			file("softhsm2.conf"), bulla, file("bulla.yaml"))},
 		{"who did what", "tail -n 3 " + file("audit.log")},
 	} {
 		d.printf("  # %s\n", next.comment)

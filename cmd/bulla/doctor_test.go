@@ -72,7 +72,7 @@ func runDoctor(t *testing.T, configFile string, args ...string) *diagnosis {
 // runDoctorWith is runDoctor with more environment variables.
 func runDoctorWith(t *testing.T, env []string, configFile string, args ...string) *diagnosis {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], append([]string{"-test.run=^TestDoctorProcess$", "--", "doctor", "--config", configFile}, args...)...) //nolint:gosec // this binary
+	cmd := exec.CommandContext(t.Context(), os.Args[0], append([]string{"-test.run=^TestDoctorProcess$", "--", "doctor", "--config", configFile}, args...)...)
 	cmd.Env = slices.Concat(os.Environ(), env, []string{asProcess + "=1"})
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -159,7 +159,7 @@ func newSite(t *testing.T) *site {
 	s := &site{t: t, dir: t.TempDir(), TLS: true, Grants: goodGrants}
 	for _, a := range []*string{&s.GRPC, &s.HTTP, &s.Ops} {
 		lis := listen(t, "127.0.0.1:0")
-		defer lis.Close() //nolint:errcheck // held until all are chosen
+		defer lis.Close()
 		*a = lis.Addr().String()
 	}
 	ca := newTestCA(t)
@@ -423,7 +423,7 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 				lis := listen(t, s.Ops)
 				go func() {
 					_ = http.Serve(lis, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }))
-				}() //nolint:gosec // ends with lis
+				}()
 			},
 			[]string{"FAIL listener ops.listen"},
 		},
@@ -706,7 +706,7 @@ func makeKMSKey(t *testing.T, endpoint string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // read whole
+	defer res.Body.Close()
 	var answer struct{ KeyMetadata struct{ KeyId string } }
 	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil || answer.KeyMetadata.KeyId == "" {
 		t.Fatalf("no key was made: %v, %s", err, res.Status)

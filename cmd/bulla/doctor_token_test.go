@@ -196,7 +196,7 @@ func buildShim(t *testing.T, token *softhsmtest.Token) string {
 		t.Fatalf("go list: %v", err)
 	}
 	module := filepath.Join(t.TempDir(), "shim.so")
-	cmd := exec.Command("cc", "-shared", "-fPIC", "-x", "c", "-", "-o", module, "-ldl", //nolint:gosec // fixed arguments
+	cmd := exec.Command("cc", "-shared", "-fPIC", "-x", "c", "-", "-o", module, "-ldl",
 		"-I", string(bytes.TrimSpace(headers)), fmt.Sprintf("-DSOFTHSM=%q", token.Module))
 	cmd.Stdin = strings.NewReader(shim)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -318,7 +318,7 @@ func metrics(t *testing.T, s *site) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // read whole
+	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Fatal(err)
