@@ -239,10 +239,11 @@ func demoPrintsCommandsThatWork(t *demoRun) {
 	}
 	for comment, want := range map[string]string{
 		"a token, and what its client sees of it": `"sub": "bob"`,
-		"the clients":                           "READY",
-		"the signing keys":                      "ES256",
-		"what verifiers fetch, and the metrics": "bulla_issuer_signs",
-		"who did what":                          "spiffe://demo.bulla/",
+		"the clients":                                   "READY",
+		"the signing keys":                              "ES256",
+		"what verifiers fetch, and the metrics":         "bulla_issuer_signs",
+		"who did what":                                  "spiffe://demo.bulla/",
+		"is everything right behind the configuration?": "hsm: probe",
 	} {
 		command, ok := commands[comment]
 		if !ok {
