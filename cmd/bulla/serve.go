@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -73,6 +74,11 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 		}
 	}()
 
+	if os.Getenv("GOGC") == "" {
+		// The heap is small and its garbage short-lived: collecting it less
+		// often saves 3 to 4 % of the CPU, for some megabytes.
+		debug.SetGCPercent(400)
+	}
 	if err := checkFiles(cfg, log); err != nil {
 		return err
 	}

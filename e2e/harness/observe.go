@@ -1,0 +1,125 @@
+package harness
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// AuditLine is a line of the audit log.
+type AuditLine struct {
+	V                       int       `json:"v"`
+	Time                    time.Time `json:"time"`
+	Outcome                 string    `json:"outcome"`
+	Reason                  string    `json:"reason"`
+	Caller                  string    `json:"caller"`
+	RPC                     string    `json:"rpc"`
+	Permission              string    `json:"permission"`
+	Issuer                  string    `json:"issuer"`
+	ClientID                string    `json:"client_id"`
+	TokenKind               string    `json:"token_kind"`
+	SigningKeyID            string    `json:"signing_key_id"`
+	SigningAlgorithm        string    `json:"signing_algorithm"`
+	EncryptionKeyID         string    `json:"encryption_key_id"`
+	EncryptionKeyThumbprint string    `json:"encryption_key_thumbprint"`
+	EncryptionAlgorithm     string    `json:"encryption_algorithm"`
+	ContentEncryption       string    `json:"content_encryption"`
+	JTI                     string    `json:"jti"`
+	TokenSHA256             string    `json:"token_sha256"`
+	OldThumbprint           string    `json:"old_thumbprint"`
+	NewThumbprint           string    `json:"new_thumbprint"`
+	KeySource               string    `json:"key_source"`
+	Revision                uint64    `json:"revision"`
+}
+
+// RawAudit is the audit log as it is.
+func (s *Service) RawAudit(t testing.TB) []byte {
+	t.Helper()
+	if s.audit == "-" {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return bytes.Clone(s.stdout.Bytes())
+	}
+	doc, err := os.ReadFile(s.audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// Audit is the audit log, every line of which must be one JSON object with no
+// other fields than those of AuditLine.
+func (s *Service) Audit(t testing.TB) []AuditLine {
+	t.Helper()
+	var lines []AuditLine
+	for raw := range bytes.Lines(s.RawAudit(t)) {
+		var line AuditLine
+		dec := json.NewDecoder(bytes.NewReader(raw))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&line); err != nil {
+			t.Fatalf("audit line %d: %v: %s", len(lines)+1, err, raw)
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// AuditOf is the lines of one client.
+func (s *Service) AuditOf(t testing.TB, clientID string) []AuditLine {
+	t.Helper()
+	var lines []AuditLine
+	for _, l := range s.Audit(t) {
+		if l.ClientID == clientID {
+			lines = append(lines, l)
+		}
+	}
+	return lines
+}
+
+// WaitLog waits for a line of the log with text in it, and returns the first.
+// The log comes through a pipe and may be behind the answers.
+func (s *Service) WaitLog(t testing.TB, text string) (line string) {
+	t.Helper()
+	Eventually(t, func() error {
+		for line = range strings.Lines(s.Log()) {
+			if strings.Contains(line, text) {
+				return nil
+			}
+		}
+		return fmt.Errorf("the log has no %q", text)
+	})
+	return line
+}
+
+// Metrics is /metrics: the values of the samples by name and labels as they stand
+// there.
+func (s *Service) Metrics(t testing.TB) map[string]float64 {
+	t.Helper()
+	_, _, body := s.Get(t, s.Ops, "/metrics")
+	samples := make(map[string]float64)
+	for line := range strings.Lines(body) {
+		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
+			value, err := strconv.ParseFloat(strings.TrimSpace(line[i:]), 64)
+			if err != nil {
+				t.Fatalf("metrics: %q: %v", line, err)
+			}
+			samples[line[:i]] = value
+		}
+	}
+	return samples
+}
+
+// Metric is one of Metrics, which must be there.
+func (s *Service) Metric(t testing.TB, sample string) float64 {
+	t.Helper()
+	value, ok := s.Metrics(t)[sample]
+	if !ok {
+		t.Fatalf("there is no metric %s", sample)
+	}
+	return value
+}

@@ -1,0 +1,198 @@
+//go:build linux && cgo
+
+package main
+
+import (
+	"bytes"
+	"crypto/aes"
+	"encoding/hex"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter"
+)
+
+func TestMedianAndQuantiles(t *testing.T) {
+	for _, c := range []struct {
+		values []float64
+		want   float64
+	}{{[]float64{5}, 5}, {[]float64{9, 1, 4}, 4}, {[]float64{4, 1, 2, 3}, 2.5}} {
+		if got := median(c.values); got != c.want {
+			t.Errorf("median(%v) = %v, want %v", c.values, got, c.want)
+		}
+	}
+	var hundred []time.Duration
+	for i := range 100 {
+		hundred = append(hundred, time.Duration(i+1))
+	}
+	for _, c := range []struct {
+		sorted []time.Duration
+		q      float64
+		want   time.Duration
+	}{{hundred, 0.5, 50}, {hundred, 0.99, 99}, {hundred[:10], 0.99, 10}, {hundred[:1], 0.5, 1}} {
+		if got := quantile(c.sorted, c.q); got != c.want {
+			t.Errorf("quantile(%d values, %v) = %d, want %d", len(c.sorted), c.q, got, c.want)
+		}
+	}
+}
+
+// A process that computes is charged for it, and one that sleeps is not.
+func TestProcessorTimeOfAnotherProcess(t *testing.T) {
+	start := func(script string) int {
+		cmd := exec.Command("sh", "-c", script)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		return cmd.Process.Pid
+	}
+	busy, idle := start("while :; do :; done"), start("sleep 60")
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		used, err := cpuTime(busy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used > 50*time.Millisecond {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a busy process was charged %v", used)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if used, err := cpuTime(idle); err != nil || used > 40*time.Millisecond {
+		t.Errorf("a sleeping process was charged %v, %v", used, err)
+	}
+	if used, err := cpuTime(os.Getpid()); err != nil || used <= 0 {
+		t.Errorf("this process was charged %v, %v", used, err)
+	}
+	if _, err := cpuTime(1<<22 + 1); err == nil { // above the largest process number
+		t.Error("a process that does not exist was charged")
+	}
+}
+
+// The contestants take turns in alternating order, the callers share the work,
+// and each operation is done once.
+func TestContestantsTakeTurns(t *testing.T) {
+	var order strings.Builder
+	one := func(name string) *contestant {
+		return &contestant{name: name, caller: always(func() error {
+			if !strings.HasSuffix(order.String(), name) {
+				order.WriteString(name)
+			}
+			time.Sleep(100 * time.Microsecond)
+			return nil
+		})}
+	}
+	a, b := one("a"), one("b")
+	if err := interleave(4, 5*time.Millisecond, a, b); err != nil {
+		t.Fatal(err)
+	}
+	// Calibration first; where rounds meet, the last of one is the first of
+	// the next.
+	if got, want := order.String(), "abababa"; got != want {
+		t.Errorf("turns %q, want %q", got, want)
+	}
+	if len(a.spells) != 4 || len(b.ratios(a)) != 4 {
+		t.Errorf("%d spells and %d ratios, want 4", len(a.spells), len(b.ratios(a)))
+	}
+	for _, s := range a.spells {
+		if len(s.latencies) != a.ops || s.latencies[0] < 100*time.Microsecond {
+			t.Errorf("%d latencies from %v on, want %d of at least 100 µs", len(s.latencies), s.latencies[0], a.ops)
+		}
+	}
+}
+
+func TestRatioIsTakenWithinARound(t *testing.T) {
+	took := func(ms ...int) *contestant {
+		c := new(contestant)
+		for _, m := range ms {
+			c.spells = append(c.spells, spell{cpu: time.Duration(m) * time.Millisecond})
+		}
+		return c
+	}
+	// The machine was three times slower in the second round.
+	row := newRow("x", 1.5, took(4, 12, 4), took(1, 3, 2), took(1, 3, 2))
+	if row.Ratio != 2 || row.Low != 1 || row.High != 2 || row.OK {
+		t.Errorf("got %+v, want a ratio of 2 between 1 and 2, over", row)
+	}
+	if row.Ours != 4000 || row.Floor != 4000 {
+		t.Errorf("medians %v and %v µs, want 4000 and 4000", row.Ours, row.Floor)
+	}
+}
+
+// The key wrap of the floor is that of RFC 3394, section 4.6.
+func TestFloorWrapsKeys(t *testing.T) {
+	kek, _ := hex.DecodeString("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f")
+	key, _ := hex.DecodeString("00112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f")
+	block, err := aes.NewCipher(kek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "28c9f404c4b810f4cbccb35cfb87f8263f5786e2d80ed326cbc7f0e71a99f43bfb988b9b7a02dd21"
+	if got := hex.EncodeToString(keyWrap(nil, block, key)); got != want {
+		t.Errorf("wrapped key %s, want %s", got, want)
+	}
+}
+
+func TestEveryCombinationHasAFloor(t *testing.T) {
+	jws := signedToken(943)
+	for _, c := range allJWEs() {
+		if c.size == "3072" {
+			continue // as 2048, and slow to make
+		}
+		key, err := newClientKey(c.size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		floor, err := jweFloor(c.alg, c.enc, key.Public(), jws)
+		if err == nil {
+			err = floor()
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c, err)
+		}
+	}
+	if _, err := jweFloor("dir", encrypter.A256GCM, nil, jws); err == nil {
+		t.Error("an unknown algorithm has a floor")
+	}
+	if n := len(request("ES256").GetClaims()); n != claimsSize {
+		t.Errorf("the claims have %d bytes, want %d", n, claimsSize)
+	}
+}
+
+func TestTablesAreAligned(t *testing.T) {
+	r := newReport(7)
+	r.section("One")
+	r.add(Row{Name: "a", Ours: 1.25, Floor: 1, Ratio: 1.25, Low: 1.2, High: 1.3, Goal: 1.1, Allocs: &Allocs{Ours: 40, Floor: 9, Goal: 30}})
+	r.add(Row{Name: "longer", Ours: 1234, Floor: 1200, Ratio: 1.03, Low: 1, High: 1.1, Goal: 1.1, OK: true, Allocs: &Allocs{Ours: 10, Floor: 9, Goal: 30}})
+	r.section("Two")
+	r.addLatency(LatencyRow{Name: "x", InFlight: 32, P50: 1, P99: 26, PerSecond: 1000, Micros: 300, Goal: 25})
+	var out bytes.Buffer
+	if err := r.writeText(&out); err != nil {
+		t.Fatal(err)
+	}
+	_, tables, _ := strings.Cut(out.String(), "\n")
+	const want = `
+One
+
+          ours µs  floor µs  ratio   (low–high)  goal        allocs  floor's  beyond  goal
+  a          1.25      1.00   1.25  (1.20–1.30)  1.10  over      40        9      31    30  over
+  longer     1234      1200   1.03  (1.00–1.10)  1.10    ok      10        9       1    30    ok
+
+Two
+
+     in flight  p50 ms  p99 ms  goal        tokens/s  CPU µs
+  x         32    1.00   26.00  25.0  over      1000     300
+`
+	if tables != want {
+		t.Errorf("got\n%s\nwant\n%s", tables, want)
+	}
+	if err := r.writeJSON(&out); err != nil {
+		t.Fatal(err)
+	}
+}

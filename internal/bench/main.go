@@ -1,0 +1,79 @@
+//go:build linux && cgo
+
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/bulla-project/bulla/e2e/harness"
+	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
+)
+
+// bench is one run.
+type bench struct {
+	rounds int
+	spell  time.Duration // of a contestant in a round; some have a multiple of it
+	all    bool
+
+	t      *harness.Standalone // owns what is to be cleaned up
+	token  *softhsmtest.Token
+	report *Report
+}
+
+func main() {
+	asJSON := flag.Bool("json", false, "print the report as JSON")
+	quick := flag.Bool("quick", false, "take half a minute, with rounds too few and short to be relied on")
+	all := flag.Bool("all", false, "every combination of JWE algorithms and more callers, which takes ten minutes")
+	answer := flag.String("answer", "", "how the tool runs a part of itself as another process")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	if *answer != "" {
+		if err := runAnswerer(*answer); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: answerer:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	b := &bench{rounds: 11, spell: 200 * time.Millisecond, all: *all}
+	if *quick {
+		b.rounds, b.spell = 3, 60*time.Millisecond
+	}
+	os.Exit(b.run(*asJSON))
+}
+
+// run measures, prints and returns the exit code.
+func (b *bench) run(asJSON bool) int {
+	b.t = harness.NewStandalone("bench")
+	defer b.t.Close()
+	b.t.Cleanup(harness.RemoveBinary)
+	b.token = softhsmtest.New(b.t, "bench") // for this process too, which loads the module
+	for i, alg := range signingAlgorithms {
+		b.token.GenerateKey(harness.KeyLabel(alg), fmt.Sprintf("%02x", i+1), alg)
+	}
+	b.report = newReport(b.rounds)
+
+	for _, section := range []func() error{b.benchJWE, b.benchSignature, b.benchService} {
+		if err := section(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+	}
+	write := b.report.writeText
+	if asJSON {
+		write = b.report.writeJSON
+	}
+	if err := write(os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	if b.t.Failed() {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,275 @@
+//go:build linux && cgo
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Report is one run, as -json prints it.
+type Report struct {
+	Time   time.Time
+	Go     string // version
+	CPU    string // model
+	Cores  int
+	Load   string // of the machine in the minute before, as /proc/loadavg has it
+	Rounds int
+
+	Sections []*Section
+}
+
+// Section is a table of the report.
+type Section struct {
+	Title string
+	Rows  []Row        `json:",omitempty"`
+	Parts []Part       `json:",omitempty"` // of which floors are made
+	Loads []LatencyRow `json:",omitempty"`
+}
+
+// Row is one comparison: processor time in µs for each operation, medians of
+// the rounds.
+type Row struct {
+	Name  string
+	Ours  float64
+	Floor float64
+	// Ratio is the median of the rounds' ratios, which lie between Low and
+	// High.
+	Ratio, Low, High float64
+	Goal             float64 // of Ratio
+	OK               bool
+
+	// Peer is another way to do the same; its ratio is that to the floor too.
+	Peer                  string  `json:",omitempty"`
+	PeerMicros, PeerRatio float64 `json:",omitempty"`
+
+	Allocs *Allocs `json:",omitempty"`
+}
+
+// Allocs are allocations for each operation.
+type Allocs struct {
+	Ours, Floor float64
+	Peer        float64 `json:",omitempty"`
+	Goal        float64 `json:",omitempty"` // of what Ours has more than Floor
+}
+
+// Part is processor time in µs of something that floors are made of.
+type Part struct {
+	Name   string
+	Micros float64
+}
+
+// LatencyRow tells what callers see.
+type LatencyRow struct {
+	Name      string
+	InFlight  int
+	P50, P99  float64 // ms
+	PerSecond float64
+	Micros    float64 // processor time for each call
+	Goal      float64 `json:",omitempty"` // of P99
+	OK        bool
+}
+
+func newReport(rounds int) *Report {
+	return &Report{
+		Time: time.Now().UTC().Truncate(time.Second), Go: runtime.Version(), CPU: cpuModel(),
+		Cores: runtime.NumCPU(), Load: loadAverage(), Rounds: rounds,
+	}
+}
+
+func (r *Report) section(title string) { r.Sections = append(r.Sections, &Section{Title: title}) }
+
+func (r *Report) add(row Row) {
+	s := r.Sections[len(r.Sections)-1]
+	s.Rows = append(s.Rows, row)
+}
+
+func (r *Report) addPart(name string, micros float64) {
+	s := r.Sections[len(r.Sections)-1]
+	s.Parts = append(s.Parts, Part{name, micros})
+}
+
+func (r *Report) addLatency(row LatencyRow) {
+	s := r.Sections[len(r.Sections)-1]
+	s.Loads = append(s.Loads, row)
+}
+
+// newRow compares ours to the sum of floor.
+func newRow(name string, goal float64, ours *contestant, floor ...*contestant) Row {
+	ratios := ours.ratios(floor...)
+	row := Row{
+		Name: name, Ours: ours.micros(), Floor: sum(floor...),
+		Ratio: median(ratios), Low: slices.Min(ratios), High: slices.Max(ratios), Goal: goal,
+	}
+	row.OK = row.Ratio <= goal
+	return row
+}
+
+// writeJSON writes the report as one JSON object.
+func (r *Report) writeJSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
+}
+
+// writeText writes the report as tables.
+func (r *Report) writeText(w io.Writer) error {
+	var t bytes.Buffer
+	fmt.Fprintf(&t, "%s, %d cores, %s, load %s; %s; medians of %d rounds\n", r.CPU, r.Cores, r.Go, r.Load, r.Time.Format("2006-01-02 15:04 MST"), r.Rounds)
+	for _, s := range r.Sections {
+		fmt.Fprintf(&t, "\n%s\n\n", s.Title)
+		s.writeRows(&t)
+		s.writeParts(&t)
+		s.writeLoads(&t)
+	}
+	_, err := w.Write(t.Bytes())
+	return err
+}
+
+func (s *Section) writeRows(t *bytes.Buffer) {
+	if len(s.Rows) == 0 {
+		return
+	}
+	peer := s.Rows[0].Peer
+	head := []string{"", "ours µs", "floor µs", "ratio", "(low–high)", "goal", "", "allocs", "floor's", "beyond", "goal", ""}
+	if peer != "" {
+		head = append(head, peer+" µs", "ratio", "allocs")
+	}
+	rows := [][]string{head}
+	for _, r := range s.Rows {
+		line := []string{
+			r.Name, number(r.Ours), number(r.Floor), fmt.Sprintf("%.2f", r.Ratio), fmt.Sprintf("(%.2f–%.2f)", r.Low, r.High),
+			fmt.Sprintf("%.2f", r.Goal), verdict(r.OK),
+		}
+		line = append(line, r.Allocs.columns()...)
+		if peer != "" {
+			line = append(line, number(r.PeerMicros), fmt.Sprintf("%.2f", r.PeerRatio), r.Allocs.peer())
+		}
+		rows = append(rows, line)
+	}
+	writeTable(t, rows)
+}
+
+// columns are allocs, floor's, beyond, goal and verdict.
+func (a *Allocs) columns() []string {
+	if a == nil {
+		return []string{"", "", "", "", ""}
+	}
+	beyond := a.Ours - a.Floor
+	goal, ok := "", ""
+	if a.Goal > 0 {
+		goal, ok = fmt.Sprintf("%.0f", a.Goal), verdict(beyond <= a.Goal)
+	}
+	return []string{fmt.Sprintf("%.0f", a.Ours), fmt.Sprintf("%.0f", a.Floor), fmt.Sprintf("%.0f", beyond), goal, ok}
+}
+
+// peer is the column of the peer's allocations.
+func (a *Allocs) peer() string {
+	if a == nil || a.Peer == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.0f", a.Peer)
+}
+
+func (s *Section) writeParts(t *bytes.Buffer) {
+	if len(s.Parts) == 0 {
+		return
+	}
+	rows := [][]string{{"the floor's parts", "µs"}}
+	for _, p := range s.Parts {
+		rows = append(rows, []string{p.Name, number(p.Micros)})
+	}
+	fmt.Fprintln(t)
+	writeTable(t, rows)
+}
+
+func (s *Section) writeLoads(t *bytes.Buffer) {
+	if len(s.Loads) == 0 {
+		return
+	}
+	rows := [][]string{{"", "in flight", "p50 ms", "p99 ms", "goal", "", "tokens/s", "CPU µs"}}
+	for _, l := range s.Loads {
+		goal, ok := "", ""
+		if l.Goal > 0 {
+			goal, ok = number(l.Goal), verdict(l.OK)
+		}
+		rows = append(rows, []string{
+			l.Name, strconv.Itoa(l.InFlight), fmt.Sprintf("%.2f", l.P50), fmt.Sprintf("%.2f", l.P99), goal, ok,
+			fmt.Sprintf("%.0f", l.PerSecond), number(l.Micros),
+		})
+	}
+	writeTable(t, rows)
+}
+
+// writeTable writes rows whose first column is text and whose others are
+// numbers. Columns that are empty throughout are left out.
+func writeTable(t *bytes.Buffer, rows [][]string) {
+	widths := make([]int, len(rows[0]))
+	filled := make([]bool, len(rows[0]))
+	for n, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], len([]rune(cell)))
+			filled[i] = filled[i] || n > 0 && cell != ""
+		}
+	}
+	for _, row := range rows {
+		var line strings.Builder
+		for i, cell := range row {
+			pad := strings.Repeat(" ", widths[i]-len([]rune(cell)))
+			switch {
+			case !filled[i]:
+			case i == 0:
+				line.WriteString("  " + cell + pad)
+			default:
+				line.WriteString("  " + pad + cell)
+			}
+		}
+		fmt.Fprintln(t, strings.TrimRight(line.String(), " "))
+	}
+}
+
+// number has three digits or more, as many as are worth it.
+func number(f float64) string {
+	switch {
+	case f >= 100:
+		return fmt.Sprintf("%.0f", f)
+	case f >= 10:
+		return fmt.Sprintf("%.1f", f)
+	}
+	return fmt.Sprintf("%.2f", f)
+}
+
+func verdict(ok bool) string {
+	if ok {
+		return "ok"
+	}
+	return "over"
+}
+
+// cpuModel is the processor's name, "" if it cannot be read.
+func cpuModel() string {
+	doc, _ := os.ReadFile("/proc/cpuinfo") // only for show
+	for line := range strings.Lines(string(doc)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}
+
+// loadAverage is that of the last minute, "unknown" if it cannot be read.
+func loadAverage() string {
+	doc, err := os.ReadFile("/proc/loadavg")
+	if fields := strings.Fields(string(doc)); err == nil && len(fields) > 0 {
+		return fields[0]
+	}
+	return "unknown"
+}
