@@ -31,16 +31,17 @@ test: ## Everything: lint, unit, race, fuzz seeds, end-to-end, interop
 	$(GO) test -race -timeout 20m ./...
 
 .PHONY: lint
-lint: $(LINT) tools/node_modules ## Formatting, golangci-lint, buf lint, generated code
+lint: $(LINT) tools/node_modules ## Formatting, golangci-lint, the API's form, compatibility and generated code
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w these:"; echo "$$out"; exit 1; }
 	$(LINT) run ./...
 	buf lint
 	buf format -d --exit-code
+	@scripts/breaking.sh
 	@scripts/generate-check.sh
 
 .PHONY: breaking
-breaking: tools/node_modules ## Compare the API with that of REF (default: the main branch)
-	buf breaking --against '.git#ref=$(or $(REF),main)'
+breaking: tools/node_modules ## Compare the API with that of REF (default: the last release)
+	@scripts/breaking.sh
 
 .PHONY: generate
 generate: tools/node_modules ## Generate the Go code of the API
