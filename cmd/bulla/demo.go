@@ -58,7 +58,7 @@ type demo struct {
 	once bool
 
 	folder *demoFolder
-	ports  demoPorts
+	ports  *demoPorts
 	party  *demoParty
 }
 
@@ -95,7 +95,11 @@ func (d *demo) run(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	defer d.party.Close() //nolint:errcheck // its listener may be closed already
-	cfg, err := d.configure(ctx, module)
+	if d.ports, err = choosePorts(ctx); err != nil {
+		return err
+	}
+	defer d.ports.Close()
+	cfg, err := d.configure(module)
 	if err != nil {
 		return err
 	}
@@ -110,11 +114,7 @@ func (d *demo) run(ctx context.Context, dir string) (err error) {
 }
 
 // configure writes the configuration and loads it, as "bulla serve" would.
-func (d *demo) configure(ctx context.Context, module string) (*config.Config, error) {
-	var err error
-	if d.ports, err = choosePorts(ctx); err != nil {
-		return nil, err
-	}
+func (d *demo) configure(module string) (*config.Config, error) {
 	text := demoConfig(module, d.ports, d.party.port())
 	if err := d.folder.write("bulla.yaml", []byte(text)); err != nil {
 		return nil, err
@@ -130,7 +130,7 @@ func (d *demo) serve(ctx context.Context, cfg *config.Config, logger *slog.Logge
 	group, running := errgroup.WithContext(ctx)
 	started := make(chan addresses, 1)
 	group.Go(func() error {
-		return serve(running, cfg, logger, func(a addresses) { started <- a })
+		return serve(running, cfg, logger, d.ports.listen, func(a addresses) { started <- a })
 	})
 	group.Go(func() error { return d.party.serve(running) })
 	group.Go(func() error {

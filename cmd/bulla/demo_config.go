@@ -9,35 +9,54 @@ import (
 	"strings"
 )
 
-// demoPorts are where the service of the demo listens, host:port.
-type demoPorts struct{ grpc, http, ops string }
+// demoPorts are where the service of the demo listens, host:port. The ports
+// stay taken from the moment they are chosen.
+type demoPorts struct {
+	grpc, http, ops string
+	held            map[string]net.Listener // by address
+}
 
 // choosePorts takes the default ports, and free ones where those are in use.
-func choosePorts(ctx context.Context) (demoPorts, error) {
-	var p demoPorts
+func choosePorts(ctx context.Context) (*demoPorts, error) {
+	p := &demoPorts{held: make(map[string]net.Listener)}
 	for _, l := range []struct {
 		address *string
 		port    int
 	}{{&p.grpc, 8443}, {&p.http, 8080}, {&p.ops, 9090}} {
 		lis, err := listenNear(ctx, l.port)
 		if err != nil {
-			return p, err
+			p.Close()
+			return nil, err
 		}
-		// Held until all are chosen, so that they differ.
-		defer lis.Close() //nolint:errcheck // nothing was accepted
 		*l.address = lis.Addr().String()
+		p.held[*l.address] = lis
 	}
 	return p, nil
 }
 
+// listen hands out the listener of a port that was chosen.
+func (p *demoPorts) listen(_ context.Context, address string) (net.Listener, error) {
+	lis, ok := p.held[address]
+	if !ok {
+		return nil, fmt.Errorf("%s was not chosen", address)
+	}
+	return lis, nil
+}
+
+// Close lets go of the ports, where the service has not done so.
+func (p *demoPorts) Close() {
+	for _, lis := range p.held {
+		_ = lis.Close() // it may be closed already
+	}
+}
+
 // listenNear listens on loopback, at the port if it is free and else at any.
 func listenNear(ctx context.Context, port int) (net.Listener, error) {
-	var config net.ListenConfig
-	lis, err := config.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	lis, err := listenTCP(ctx, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err == nil {
 		return lis, nil
 	}
-	lis, second := config.Listen(ctx, "tcp", "127.0.0.1:0")
+	lis, second := listenTCP(ctx, "127.0.0.1:0")
 	if second != nil {
 		return nil, errors.Join(err, second)
 	}
@@ -46,7 +65,7 @@ func listenNear(ctx context.Context, port int) (net.Listener, error) {
 
 // demoConfig is the configuration as an operator would write it: nothing in
 // it is for development only.
-func demoConfig(module string, ports demoPorts, partyPort int) string {
+func demoConfig(module string, ports *demoPorts, partyPort int) string {
 	return strings.NewReplacer(
 		"{grpc}", ports.grpc, "{http}", ports.http, "{ops}", ports.ops,
 		"{module}", strconv.Quote(module), "{token}", demoToken,

@@ -605,7 +605,9 @@ func serveSite(t *testing.T, s *site) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	started, done := make(chan addresses, 1), make(chan error, 1)
-	go func() { done <- serve(ctx, cfg, slog.New(slog.DiscardHandler), func(a addresses) { started <- a }) }()
+	go func() {
+		done <- serve(ctx, cfg, slog.New(slog.DiscardHandler), listenTCP, func(a addresses) { started <- a })
+	}()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {

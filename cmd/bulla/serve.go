@@ -44,7 +44,7 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return serve(cmd.Context(), cfg, log, func(addresses) {})
+			return serve(cmd.Context(), cfg, log, listenTCP, func(addresses) {})
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "bulla.yaml", "the configuration")
@@ -54,6 +54,13 @@ func serveCommand() *cobra.Command {
 
 // drain is how long calls in flight may take to end when the service stops.
 const drain = 15 * time.Second
+
+// listenFunc opens the listener of a configured address.
+type listenFunc func(ctx context.Context, address string) (net.Listener, error)
+
+func listenTCP(ctx context.Context, address string) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+}
 
 // addresses are where the service listens.
 type addresses struct{ grpc, http, ops net.Addr }
@@ -65,7 +72,7 @@ type addresses struct{ grpc, http, ops net.Addr }
 // The order of shutdown is the reverse of the order below: first no new calls
 // and the end of those in flight, then what works in the background, then the
 // stores, and the keys last.
-func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started func(addresses)) (err error) {
+func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen listenFunc, started func(addresses)) (err error) {
 	var closers []func() error
 	closing := func(f func() error) { closers = append(closers, f) }
 	defer func() {
@@ -175,7 +182,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, started fu
 	for i, l := range []struct{ field, address string }{
 		{"grpc.listen", cfg.GRPC.Listen}, {"http.listen", cfg.HTTP.Listen}, {"ops.listen", cfg.Ops.Listen},
 	} {
-		if listeners[i], err = (&net.ListenConfig{}).Listen(ctx, "tcp", l.address); err != nil {
+		if listeners[i], err = listen(ctx, l.address); err != nil {
 			return fmt.Errorf("%s: %w; choose a free address, or stop what listens there", l.field, err)
 		}
 		closing(ignoreClosed(listeners[i].Close))
