@@ -109,6 +109,12 @@ func TestConnectionsWithoutAGoodCertificateGetNowhere(t *testing.T) {
 	if after := len(shared.Audit(t)); after != before {
 		t.Errorf("%d audit lines of calls that were never taken", after-before)
 	}
+	// The callers were told little; the operator reads why.
+	shared.WaitLog(t, "certificate has expired")
+	shared.WaitLog(t, "TLS handshake failed")
+	if n := shared.Metric(t, "bulla_tls_handshake_failures_total"); n < 5 {
+		t.Errorf("%v failed handshakes counted, want 5 at least", n)
+	}
 	if _, err := shared.CallerWith(t, good).SigningKeys.GetJWKS(t.Context(), &bullav1.GetJWKSRequest{Issuer: harness.Issuer}); err != nil {
 		t.Errorf("with a good certificate: %v", err)
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -162,4 +163,27 @@ func TestForeignKeyUnderAKnownNameIsNotUsed(t *testing.T) {
 	harness.AddKeys(token, kms.ES256)
 	s.Run(t)
 	mustNotSign(t, s, admin, "foreign", "put the old key back")
+}
+
+// TestAStartThatFailsSendsNoPIN: a supervisor starts the service again and
+// again, and a real token locks.
+func TestAStartThatFailsSendsNoPIN(t *testing.T) {
+	t.Parallel()
+	token := harness.NewToken(t, "e2e-restart", kms.ES256)
+	token.SetPIN("000000")
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	s := harness.New(t, harness.Config{Token: token, CA: shared.ca, Edit: func(tree harness.M) {
+		tree["ops"] = harness.M{"listen": taken.Addr().String()}
+	}})
+	s.Run(t)
+	if code := s.Exit(t); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	if log := s.Log(); !strings.Contains(log, "ops.listen") || strings.Contains(log, "C_Login") || strings.Contains(log, "CKR_") {
+		t.Errorf("want a word about ops.listen and none about a login:\n%s", log)
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms"
@@ -210,6 +211,9 @@ func (s *clientKeyService) registration(e *entry, req *bullav1.RegisterClientKey
 	switch source := req.GetKeySource().(type) {
 	case nil:
 	case *bullav1.RegisterClientKeyRequest_Jwks:
+		if n := len(source.Jwks); n > registry.MaxJWKS {
+			return want, 0, fmt.Errorf("%w: it has %d bytes, and at most %d are allowed: leave out the keys that are not for encryption", jwks.ErrRejected, n, registry.MaxJWKS)
+		}
 		want.Source.JWKS = source.Jwks
 	case *bullav1.RegisterClientKeyRequest_JwksUri:
 		if err := s.checkURI(source.JwksUri); err != nil {

@@ -28,6 +28,8 @@ type Observer interface {
 	RPC(method, code, reason string, took time.Duration)
 	// Panic counts a panic that was caught.
 	Panic()
+	// HandshakeFailed counts a caller that was turned away by TLS.
+	HandshakeFailed()
 }
 
 // pushback is the trailer by which gRPC clients are told when to try again
@@ -40,6 +42,7 @@ func (s *Server) interceptors() (unary []grpc.UnaryServerInterceptor, stream []g
 			s.observeUnary,
 			s.recoverUnary,
 			s.identifyUnary,
+			s.boundUnary,
 		}, []grpc.StreamServerInterceptor{
 			s.observeStream,
 			s.recoverStream,
@@ -150,6 +153,19 @@ func (s *Server) identifyStream(srv any, stream grpc.ServerStream, info *grpc.St
 		defer context.AfterFunc(s.watching, cancel)()
 	}
 	return next(srv, identified{stream, ctx})
+}
+
+// longestCall bounds a call whose caller names no deadline: a signing backend
+// that hangs must not collect them.
+const longestCall = 15 * time.Second
+
+func (s *Server) boundUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if _, ok := ctx.Deadline(); ok {
+		return next(ctx, req)
+	}
+	ctx, cancel := context.WithTimeout(ctx, longestCall)
+	defer cancel()
+	return next(ctx, req)
 }
 
 // identified is a stream with the identity in its context.

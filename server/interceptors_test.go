@@ -29,9 +29,13 @@ import (
 // sealer answers as it is told.
 type sealer struct {
 	answer func(seal.Request) (*seal.Result, error)
+	bounds *time.Time // of the last call's context; nil if nobody asks
 }
 
-func (s sealer) SignAndEncrypt(_ context.Context, r seal.Request) (*seal.Result, error) {
+func (s sealer) SignAndEncrypt(ctx context.Context, r seal.Request) (*seal.Result, error) {
+	if s.bounds != nil {
+		*s.bounds, _ = ctx.Deadline()
+	}
 	return s.answer(r)
 }
 func (s sealer) Sign(_ context.Context, r seal.Request) (*seal.Result, error) { return s.answer(r) }
@@ -74,6 +78,8 @@ func (o *observer) Panic() {
 	o.panics++
 }
 
+func (o *observer) HandshakeFailed() {}
+
 // serve runs a Server in development on a connection in memory.
 func serve(t *testing.T, s sealer, log *slog.Logger) (bullav1.TokenServiceClient, *observer) {
 	t.Helper()
@@ -108,7 +114,7 @@ func serve(t *testing.T, s sealer, log *slog.Logger) (bullav1.TokenServiceClient
 func TestAPanicFailsOneCallAndTellsNothing(t *testing.T) {
 	var log strings.Builder
 	secret := `{"sub":"alice"}`
-	client, watch := serve(t, sealer{func(r seal.Request) (*seal.Result, error) {
+	client, watch := serve(t, sealer{answer: func(r seal.Request) (*seal.Result, error) {
 		if string(r.Claims) == secret {
 			panic(secret)
 		}
@@ -130,7 +136,7 @@ func TestAPanicFailsOneCallAndTellsNothing(t *testing.T) {
 }
 
 func TestARetryableErrorPushesBack(t *testing.T) {
-	client, watch := serve(t, sealer{func(seal.Request) (*seal.Result, error) {
+	client, watch := serve(t, sealer{answer: func(seal.Request) (*seal.Result, error) {
 		return nil, &keycache.FetchError{ID: "X", RetryAfter: 7 * time.Second, Err: keycache.ErrUnavailable}
 	}}, nil)
 	var trailer metadata.MD
@@ -147,7 +153,7 @@ func TestARetryableErrorPushesBack(t *testing.T) {
 }
 
 func TestBadFieldsReachNoSealer(t *testing.T) {
-	client, _ := serve(t, sealer{func(seal.Request) (*seal.Result, error) { return nil, errors.New("reached") }}, nil)
+	client, _ := serve(t, sealer{answer: func(seal.Request) (*seal.Result, error) { return nil, errors.New("reached") }}, nil)
 	for name, req := range map[string]*bullav1.SignAndEncryptRequest{
 		"no client":           {},
 		"control characters":  {ClientId: "app\n"},
@@ -164,7 +170,7 @@ func TestBadFieldsReachNoSealer(t *testing.T) {
 }
 
 func TestTheDevelopmentCallerIsNamed(t *testing.T) {
-	client, _ := serve(t, sealer{func(r seal.Request) (*seal.Result, error) {
+	client, _ := serve(t, sealer{answer: func(r seal.Request) (*seal.Result, error) {
 		return &seal.Result{Token: r.Caller + " " + r.RPC}, nil
 	}}, nil)
 	res, err := client.SignAndEncrypt(t.Context(), &bullav1.SignAndEncryptRequest{ClientId: "app"})
@@ -184,5 +190,24 @@ func TestWhatComesLaterSaysSo(t *testing.T) {
 func TestTLSAndPlaintextExcludeEachOther(t *testing.T) {
 	if _, err := New(Config{Issuers: issuer.NewDirectory(), SigningKeys: noKeys{}}); err == nil {
 		t.Error("a server with neither TLS nor Plaintext was made")
+	}
+}
+
+func TestACallWithoutADeadlineGetsOne(t *testing.T) {
+	var bounds time.Time
+	client, _ := serve(t, sealer{bounds: &bounds, answer: func(seal.Request) (*seal.Result, error) { return &seal.Result{}, nil }}, nil)
+	if _, err := client.SignAndEncrypt(t.Context(), &bullav1.SignAndEncryptRequest{ClientId: "app"}); err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(bounds); left <= 0 || left > longestCall {
+		t.Errorf("without a deadline: %v left, want up to %v", left, longestCall)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if _, err := client.SignAndEncrypt(ctx, &bullav1.SignAndEncryptRequest{ClientId: "app"}); err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(bounds); left < 30*time.Minute {
+		t.Errorf("with an hour's deadline: %v left", left)
 	}
 }

@@ -99,7 +99,7 @@ func New(cfg Config) (*Server, error) {
 	s.watching, s.endWatches = context.WithCancel(context.Background())
 	creds := insecure.NewCredentials()
 	if cfg.TLS != nil {
-		creds = credentials.NewTLS(cfg.TLS)
+		creds = newHandshakes(credentials.NewTLS(cfg.TLS), cfg.Observer, s.log)
 	}
 	unary, stream := s.interceptors()
 	s.grpc = grpc.NewServer(

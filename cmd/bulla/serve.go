@@ -99,21 +99,15 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 
 	auditLog, err := audit.Open(ctx, auditConfig(cfg, log))
 	if err != nil {
-		return fmt.Errorf("audit log: %w", err)
+		return err
 	}
 	closing(auditLog.Close)
 	hangup := reopenOnHangup(auditLog, log)
 	defer hangup.stop()
 
-	backends, err := openBackends(ctx, cfg, log)
-	if err != nil {
-		return err
-	}
-	closing(backends.Close)
-
 	store, err := bolt.Open(ctx, bolt.Config{Path: cfg.Store.Bolt.Path, Logger: log})
 	if err != nil {
-		return fmt.Errorf("store: %w", err)
+		return err
 	}
 	closing(store.Close)
 
@@ -125,11 +119,33 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
-	keys, err := keyring.New(ctx, keyringConfig(cfg, store, backends.byName, log))
+	fetcher, err := fetch.New(fetchConfig(cfg, log))
 	if err != nil {
 		return err
 	}
-	fetcher, err := fetch.New(fetchConfig(cfg, log))
+	apiTLS, webTLS, err := loadTLS(cfg)
+	if err != nil {
+		return err
+	}
+	var listeners [3]net.Listener
+	for i, l := range []struct{ field, address string }{
+		{"grpc.listen", cfg.GRPC.Listen}, {"http.listen", cfg.HTTP.Listen}, {"ops.listen", cfg.Ops.Listen},
+	} {
+		if listeners[i], err = listen(ctx, l.address); err != nil {
+			return fmt.Errorf("%s: %w; choose a free address, or stop what listens there", l.field, err)
+		}
+		closing(ignoreClosed(listeners[i].Close))
+	}
+
+	// Last of all that can fail, for it sends a PIN: a start that fails again
+	// and again must not use up a token's tries.
+	backends, err := openBackends(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	closing(backends.Close)
+
+	keys, err := keyring.New(ctx, keyringConfig(cfg, store, backends.byName, log))
 	if err != nil {
 		return err
 	}
@@ -153,39 +169,20 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
-	grpcConfig := server.Config{
-		Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
+	api, err := server.New(server.Config{
+		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
 		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
 		ClientKeys: cache, SigningKeys: keys, Auditor: auditLog,
 		CheckURI: fetcher.CheckURI, Observer: metrics, Logger: log,
-	}
-	if t := cfg.GRPC.TLS; t != nil {
-		if grpcConfig.TLS, err = server.LoadTLS(t.CertFile, t.KeyFile, t.ClientCAFile); err != nil {
-			return err
-		}
-	}
-	api, err := server.New(grpcConfig)
+	})
 	if err != nil {
 		return err
 	}
-	web, err := newWeb(cfg, issuers, keys, log)
-	if err != nil {
-		return err
-	}
+	web := server.NewWeb(server.JWKSHandler(issuers, keys, jwksMaxAge(cfg)), webTLS, log)
 	metricsHandler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
 	ops := server.NewWeb(server.OpsHandler(api.Ready, metricsHandler), nil, log)
 	if err := registerStats(metrics, backends, cache, auditLog, issuers, keys); err != nil {
 		return err
-	}
-
-	var listeners [3]net.Listener
-	for i, l := range []struct{ field, address string }{
-		{"grpc.listen", cfg.GRPC.Listen}, {"http.listen", cfg.HTTP.Listen}, {"ops.listen", cfg.Ops.Listen},
-	} {
-		if listeners[i], err = listen(ctx, l.address); err != nil {
-			return fmt.Errorf("%s: %w; choose a free address, or stop what listens there", l.field, err)
-		}
-		closing(ignoreClosed(listeners[i].Close))
 	}
 
 	// background outlives ctx: calls in flight still need it while the

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -136,20 +137,28 @@ func fetchConfig(cfg *config.Config, log *slog.Logger) fetch.Config {
 	}
 }
 
-func newWeb(cfg *config.Config, issuers *issuer.Directory, keys *keyring.Keyring, log *slog.Logger) (*server.Web, error) {
-	maxAges := make(map[string]time.Duration)
+// loadTLS reads the certificates of the listeners; nil for one without TLS.
+func loadTLS(cfg *config.Config) (api, web *tls.Config, err error) {
+	if t := cfg.GRPC.TLS; t != nil {
+		if api, err = server.LoadTLS(t.CertFile, t.KeyFile, t.ClientCAFile); err != nil {
+			return nil, nil, fmt.Errorf("grpc.tls: %w", err)
+		}
+	}
+	if t := cfg.HTTP.TLS; t != nil {
+		if web, err = server.LoadWebTLS(t.CertFile, t.KeyFile); err != nil {
+			return nil, nil, fmt.Errorf("http.tls: %w", err)
+		}
+	}
+	return api, web, nil
+}
+
+// jwksMaxAge finds how long verifiers may keep an issuer's keys.
+func jwksMaxAge(cfg *config.Config) func(issuer string) time.Duration {
+	ages := make(map[string]time.Duration)
 	for _, i := range cfg.Issuers {
-		maxAges[i.Name] = i.JWKSMaxAge
+		ages[i.Name] = i.JWKSMaxAge
 	}
-	handler := server.JWKSHandler(issuers, keys, func(name string) time.Duration { return maxAges[name] })
-	if cfg.HTTP.TLS == nil {
-		return server.NewWeb(handler, nil, log), nil
-	}
-	tlsConfig, err := server.LoadWebTLS(cfg.HTTP.TLS.CertFile, cfg.HTTP.TLS.KeyFile)
-	if err != nil {
-		return nil, err
-	}
-	return server.NewWeb(handler, tlsConfig, log), nil
+	return func(issuer string) time.Duration { return ages[issuer] }
 }
 
 // registerStats adds what the parts count of themselves to the metrics.

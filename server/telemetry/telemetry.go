@@ -21,6 +21,7 @@ type Metrics struct {
 	rpc    *prometheus.HistogramVec
 	stage  *prometheus.HistogramVec
 	panics prometheus.Counter
+	shakes prometheus.Counter
 	reg    prometheus.Registerer
 }
 
@@ -39,9 +40,12 @@ func New(reg prometheus.Registerer) (*Metrics, error) {
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bulla_panics_total", Help: "Panics caught in handlers.",
 		}),
+		shakes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bulla_tls_handshake_failures_total", Help: "Callers turned away by TLS: no certificate, an expired one, or one of another CA.",
+		}),
 		reg: reg,
 	}
-	for _, c := range []prometheus.Collector{m.rpcs, m.rpc, m.stage, m.panics} {
+	for _, c := range []prometheus.Collector{m.rpcs, m.rpc, m.stage, m.panics, m.shakes} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -58,6 +62,9 @@ func (m *Metrics) RPC(method, code, reason string, took time.Duration) {
 
 // Panic counts a panic.
 func (m *Metrics) Panic() { m.panics.Inc() }
+
+// HandshakeFailed counts a caller that was turned away by TLS.
+func (m *Metrics) HandshakeFailed() { m.shakes.Inc() }
 
 // Stage measures a stage of a token.
 func (m *Metrics) Stage(stage seal.Stage, algorithm string, took time.Duration) {
