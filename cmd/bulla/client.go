@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulla-project/bulla/client"
+	"github.com/bulla-project/bulla/encrypter/registry"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
 
@@ -19,7 +20,7 @@ func clientCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "client", Short: "Register OAuth clients' keys and look at them"}
 	conn.register(cmd)
 	cmd.PersistentFlags().StringVar(&issuer, "issuer", "", "the issuer's name (may be left out if there is only one)")
-	cmd.AddCommand(
+	return group(cmd,
 		clientRegisterCommand(&conn, &issuer),
 		clientGetCommand(&conn, &issuer),
 		clientListCommand(&conn, &issuer),
@@ -27,7 +28,6 @@ func clientCommand() *cobra.Command {
 		clientRefreshCommand(&conn, &issuer),
 		clientDeleteCommand(&conn, &issuer),
 	)
-	return cmd
 }
 
 func clientRegisterCommand(conn *connection, issuer *string) *cobra.Command {
@@ -39,12 +39,12 @@ func clientRegisterCommand(conn *connection, issuer *string) *cobra.Command {
 		Short: "Register a client's key source and settings, or change them",
 		Example: `  bulla client register app-1 --jwks-uri https://app.example.com/jwks --setting ID_TOKEN,alg=RSA-OAEP-256,enc=A256GCM
   bulla client register app-2 --jwks keys.json --setting ID_TOKEN,alg=ECDH-ES+A128KW --setting USERINFO,alg=ECDH-ES`,
-		Args: cobra.ExactArgs(1),
+		Args: arguments("CLIENT_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Issuer, req.ClientId = *issuer, args[0]
 			switch {
 			case jwksFile != "":
-				doc, err := readInput(cmd, jwksFile)
+				doc, err := readInput(cmd, jwksFile, registry.MaxJWKS)
 				if err != nil {
 					return err
 				}
@@ -111,7 +111,7 @@ func clientGetCommand(conn *connection, issuer *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "get CLIENT_ID",
 		Short: "Show what is known of a client",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments("CLIENT_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
 				res, err := service.ClientKeys.GetClientKey(ctx, &bullav1.GetClientKeyRequest{Issuer: *issuer, ClientId: args[0]})
@@ -129,7 +129,7 @@ func clientListCommand(conn *connection, issuer *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List clients",
-		Args:  cobra.NoArgs,
+		Args:  arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req := &bullav1.ListClientKeysRequest{Issuer: *issuer}
 			if state != "" {
@@ -169,7 +169,7 @@ func clientExplainCommand(conn *connection, issuer *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain CLIENT_ID",
 		Short: "Show every key of a client: chosen, or why not",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments("CLIENT_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := kindValue(kind)
 			if err != nil {
@@ -201,7 +201,7 @@ func clientRefreshCommand(conn *connection, issuer *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "refresh CLIENT_ID",
 		Short: "Fetch a client's jwks_uri now",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments("CLIENT_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
 				res, err := service.ClientKeys.RefreshClientKey(ctx, &bullav1.RefreshClientKeyRequest{Issuer: *issuer, ClientId: args[0]})
@@ -219,7 +219,7 @@ func clientDeleteCommand(conn *connection, issuer *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete CLIENT_ID",
 		Short: "Forget a client: no token is made for it any more",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments("CLIENT_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
 				res, err := service.ClientKeys.DeleteClientKey(ctx, &bullav1.DeleteClientKeyRequest{Issuer: *issuer, ClientId: args[0], Revision: revision})
@@ -280,11 +280,12 @@ func kindValue(name string) (bullav1.TokenKind, error) {
 	return bullav1.TokenKind(value), nil
 }
 
-// maxInput bounds what is read from a file or standard input.
+// maxInput bounds what is read from a file or standard input where the service
+// sets no bound of its own.
 const maxInput = 16 << 20
 
-// readInput reads a file, or standard input for "-".
-func readInput(cmd *cobra.Command, name string) ([]byte, error) {
+// readInput reads a file, or standard input for "-", of at most limit bytes.
+func readInput(cmd *cobra.Command, name string, limit int) ([]byte, error) {
 	in := cmd.InOrStdin()
 	if name != "-" {
 		file, err := os.Open(name)
@@ -294,9 +295,15 @@ func readInput(cmd *cobra.Command, name string) ([]byte, error) {
 		defer file.Close() //nolint:errcheck // only read
 		in = file
 	}
-	data, err := io.ReadAll(io.LimitReader(in, maxInput+1))
-	if err == nil && len(data) > maxInput {
-		err = fmt.Errorf("%s: more than %d bytes", name, maxInput)
+	data, err := io.ReadAll(io.LimitReader(in, int64(limit)+1))
+	if err != nil {
+		return nil, err
 	}
-	return data, err
+	if len(data) > limit {
+		if name == "-" {
+			name = "standard input"
+		}
+		return nil, fmt.Errorf("%s is longer than the %d KiB that are allowed: is it the right file?", name, limit>>10)
+	}
+	return data, nil
 }

@@ -9,9 +9,7 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Check a configuration"}
-	cmd.AddCommand(configCheckCommand())
-	return cmd
+	return group(&cobra.Command{Use: "config", Short: "Check a configuration"}, configCheckCommand())
 }
 
 func configCheckCommand() *cobra.Command {
@@ -19,7 +17,7 @@ func configCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say what is wrong with a configuration, without running it",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := config.Load(args[0])
 			if err != nil {
@@ -34,8 +32,8 @@ func configCheckCommand() *cobra.Command {
 					return problems
 				}
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok: %d issuers, %d backends, %d grants\n",
-				args[0], len(cfg.Issuers), len(cfg.Backends), len(cfg.Grants))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok: %s, %s, %s\n", args[0],
+				count(len(cfg.Issuers), "issuer"), count(len(cfg.Backends), "backend"), count(len(cfg.Grants), "grant"))
 			return nil
 		},
 	}

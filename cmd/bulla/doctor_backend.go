@@ -290,7 +290,7 @@ func (p *keyProofs) compare(cfg *config.Config) []finding {
 			if f.Outcome == good {
 				f.Detail = fmt.Sprintf("%d of %d hold the same key pair", n, len(k.Keys))
 				if n < len(k.Keys) {
-					f.Outcome, f.Advice = warned, "mend the others, or there is no failover to them"
+					f.Outcome, f.Advice = warned, "mend the others: the service takes the next location only when it opens the key, at a start or after a loss"
 				}
 			}
 			found = append(found, f)

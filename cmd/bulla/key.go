@@ -17,15 +17,14 @@ func keyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "key", Short: "Look at an issuer's signing keys"}
 	conn.register(cmd)
 	cmd.PersistentFlags().StringVar(&issuer, "issuer", "", "the issuer's name (may be left out if there is only one)")
-	cmd.AddCommand(keyListCommand(&conn, &issuer), keyJWKSCommand(&conn, &issuer))
-	return cmd
+	return group(cmd, keyListCommand(&conn, &issuer), keyJWKSCommand(&conn, &issuer))
 }
 
 func keyListCommand(conn *connection, issuer *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the signing keys and their states",
-		Args:  cobra.NoArgs,
+		Args:  arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
 				res, err := service.SigningKeys.ListSigningKeys(ctx, &bullav1.ListSigningKeysRequest{Issuer: *issuer})
@@ -52,7 +51,7 @@ func keyJWKSCommand(conn *connection, issuer *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "jwks",
 		Short: "Print the JWK Set that verifiers need",
-		Args:  cobra.NoArgs,
+		Args:  arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
 				res, err := service.SigningKeys.GetJWKS(ctx, &bullav1.GetJWKSRequest{Issuer: *issuer})

@@ -39,6 +39,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		Version:       version(),
 	}
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
 		serveCommand(),
 		demoCommand(),

@@ -36,6 +36,9 @@ func printError(w io.Writer, err error) {
 		}
 	}
 	fmt.Fprintf(w, "bulla: %s%s: %s\n", st.Code(), reason, st.Message())
+	if advice := adviceFor(st); reason == "" && advice != "" {
+		fmt.Fprintf(w, "  %s\n", advice)
+	}
 	for _, d := range st.Details() {
 		switch d := d.(type) {
 		case *errdetails.BadRequest:
@@ -52,26 +55,41 @@ func printError(w io.Writer, err error) {
 
 // outputFlag is -o on every command that prints what a service answered.
 func outputFlag(cmd *cobra.Command, format *string) {
-	cmd.PersistentFlags().StringVarP(format, "output", "o", "text", "output format: text or json")
+	*format = "text"
+	cmd.PersistentFlags().VarP((*outputFormat)(format), "output", "o", "output format: text or json")
+}
+
+// outputFormat is the value of -o. It refuses what does not exist before any
+// work is done.
+type outputFormat string
+
+func (f *outputFormat) String() string { return string(*f) }
+
+// Type is empty so that the help shows no word for the value: the usage has both.
+func (f *outputFormat) Type() string { return "" }
+
+func (f *outputFormat) Set(text string) error {
+	if text != "text" && text != "json" {
+		return fmt.Errorf("output format %q: use text or json", text)
+	}
+	*f = outputFormat(text)
+	return nil
 }
 
 // show prints a reply: as JSON, or by its own text.
 func show(cmd *cobra.Command, format string, reply proto.Message, text func(w io.Writer)) error {
 	out := cmd.OutOrStdout()
-	switch format {
-	case "json":
+	if format == "json" {
 		doc, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(reply)
 		if err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(out, "%s\n", doc)
 		return err
-	case "text":
-		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-		text(w)
-		return w.Flush()
 	}
-	return fmt.Errorf("output format %q: use text or json", format)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	text(w)
+	return w.Flush()
 }
 
 // row writes one line of a table. What a client put into its key set must not

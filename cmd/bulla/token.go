@@ -14,13 +14,16 @@ import (
 
 	"github.com/bulla-project/bulla/client"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+	"github.com/bulla-project/bulla/signer"
 )
 
 func tokenCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "token", Short: "Issue tokens, and open them as a client would"}
-	cmd.AddCommand(tokenIssueCommand(), tokenOpenCommand())
-	return cmd
+	return group(&cobra.Command{Use: "token", Short: "Issue tokens, and open them as a client would"},
+		tokenIssueCommand(), tokenOpenCommand())
 }
+
+// maxHashInput is what the service takes for an access token, a code and a state.
+const maxHashInput = 64 << 10
 
 // tokenIssueCommand asks a service for a token. What is secret comes from
 // files, so that it stands in no list of processes.
@@ -39,13 +42,13 @@ func tokenIssueCommand() *cobra.Command {
 		Short: "Issue a token from claims",
 		Example: `  echo '{"sub":"alice"}' | bulla token issue --client app-1 --claims -
   bulla token issue --kind ACCESS_TOKEN --sign-only --claims claims.json`,
-		Args: cobra.NoArgs,
+		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if req.TokenKind, err = kindValue(kind); err != nil {
 				return err
 			}
-			if req.Claims, err = readInput(cmd, claims); err != nil {
+			if req.Claims, err = readInput(cmd, claims, signer.MaxClaimsBytes); err != nil {
 				return err
 			}
 			for _, secret := range []struct {
@@ -55,7 +58,7 @@ func tokenIssueCommand() *cobra.Command {
 				if secret.file == "" {
 					continue
 				}
-				text, err := readInput(cmd, secret.file)
+				text, err := readInput(cmd, secret.file, maxHashInput)
 				if err != nil {
 					return err
 				}
@@ -112,16 +115,16 @@ func tokenOpenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "open FILE|-",
 		Short: "Decrypt and verify a token as its client would",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			private, err := readInput(cmd, keyFile)
+			private, err := readInput(cmd, keyFile, maxInput)
 			if err != nil {
 				return err
 			}
 			if config.Keys, err = client.ParseKeys(private); err != nil {
 				return fmt.Errorf("%s: %w", keyFile, err)
 			}
-			public, err := readInput(cmd, jwksFile)
+			public, err := readInput(cmd, jwksFile, maxInput)
 			if err != nil {
 				return err
 			}
@@ -132,7 +135,7 @@ func tokenOpenCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := readInput(cmd, args[0])
+			text, err := readInput(cmd, args[0], maxInput)
 			if err != nil {
 				return err
 			}
@@ -155,7 +158,7 @@ func tokenOpenCommand() *cobra.Command {
 			panic(err) // the flag was defined two lines above
 		}
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "output format: text or json")
+	outputFlag(cmd, &output)
 	return cmd
 }
 
@@ -175,24 +178,21 @@ func printToken(w io.Writer, token *client.Token, inner bool, output string) err
 	if token.EncryptionHeader != nil {
 		o.EncryptionHeader = token.EncryptionHeader.JSON
 	}
-	switch output {
-	case "json":
+	if output == "json" {
 		return json.NewEncoder(w).Encode(o)
-	case "text":
-		for _, part := range []struct {
-			name string
-			doc  json.RawMessage
-		}{{"encrypted to the client (JWE header)", o.EncryptionHeader}, {"signed by the issuer (JWS header)", o.SignatureHeader}, {"claims", o.Claims}} {
-			if part.doc == nil {
-				continue
-			}
-			var pretty bytes.Buffer
-			if err := json.Indent(&pretty, part.doc, "", "  "); err != nil {
-				return err
-			}
-			fmt.Fprintf(w, "%s:\n%s\n", part.name, pretty.Bytes())
-		}
-		return nil
 	}
-	return fmt.Errorf("output format %q: use text or json", output)
+	for _, part := range []struct {
+		name string
+		doc  json.RawMessage
+	}{{"encrypted to the client (JWE header)", o.EncryptionHeader}, {"signed by the issuer (JWS header)", o.SignatureHeader}, {"claims", o.Claims}} {
+		if part.doc == nil {
+			continue
+		}
+		var pretty bytes.Buffer
+		if err := json.Indent(&pretty, part.doc, "", "  "); err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s:\n%s\n", part.name, pretty.Bytes())
+	}
+	return nil
 }
