@@ -37,6 +37,8 @@ type Config struct {
 	// Sessions is how many signatures may be in flight at once. 0 means two
 	// for each core, right for software tokens; a network HSM wants more. It
 	// is lowered to the token's own limit less two where the token has one.
+	// Calls beyond wait for a session, 64 for each session or 1024 if that
+	// is more, and any further ones fail with kms.ErrThrottled.
 	Sessions int
 
 	// RetryAfter is the least time between two attempts to bring a lost or

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/bulla-project/bulla/kms"
@@ -202,6 +203,261 @@ func TestNoRoomForASingleSessionIsThrottled(t *testing.T) {
 	b.lib.set(nil)
 	if err := signs(t.Context(), b.key(t, "object=k", kms.ES256)); err != nil {
 		t.Error(err)
+	}
+}
+
+// balanced wants each session of the pool to be idle, a right, or in use.
+func (b *bench) balanced(t *testing.T) {
+	t.Helper()
+	p := mustLink(t, b).pool
+	if have, want := len(p.idle)+len(p.rights)+int(p.inUse.Load()), p.limit(); have != want {
+		t.Errorf("%d idle, %d rights and %d in use: %d sessions in a pool of %d", len(p.idle), len(p.rights), p.inUse.Load(), have, want)
+	}
+}
+
+func TestTokenWithoutRoomCostsThePoolNoMoreThanItsRights(t *testing.T) {
+	for _, sessions := range []int{1, 3} {
+		t.Run(fmt.Sprint(sessions), func(t *testing.T) {
+			hsm := softhsmtest.New(t, "bulla")
+			hsm.GenerateKey("k", "01", kms.ES256)
+			b := start(t, hsm, func(c *Config) { c.Sessions = sessions })
+			k := b.key(t, "object=k", kms.ES256)
+			k.(kms.Distruster).Distrust()
+			eventually(t, "closing of idle sessions", func() error {
+				if s := b.Stats(); s.Open != 0 || s.InUse != 0 {
+					return fmt.Errorf("%+v", s)
+				}
+				return nil
+			})
+			b.balanced(t)
+
+			var room atomic.Bool
+			b.lib.set(func(call string) error {
+				if call == "openSession" && !room.Load() {
+					return &callError{"C_OpenSession", 0xB1}
+				}
+				return nil
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			for range 5 {
+				wantErr(t, signs(ctx, k), kms.ErrThrottled, "CKR_SESSION_COUNT")
+				b.balanced(t)
+			}
+			var wg sync.WaitGroup
+			for range 8 {
+				wg.Go(func() { wantErr(t, signs(ctx, k), kms.ErrThrottled) })
+			}
+			wg.Wait()
+			b.balanced(t)
+			if n := b.Stats().Limit; n != 1 {
+				t.Errorf("limit is %d, want 1", n)
+			}
+
+			room.Store(true)
+			for range 5 {
+				if err := signs(ctx, k); err != nil {
+					t.Errorf("with room again: %v", err)
+				}
+				b.balanced(t)
+			}
+			begin := time.Now()
+			if err := b.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+			if took := time.Since(begin); took > time.Second {
+				t.Errorf("Close took %v", took)
+			}
+		})
+	}
+}
+
+func TestFailedFinalizeIsTriedAgain(t *testing.T) {
+	for _, failures := range []int64{1, 3} {
+		t.Run(fmt.Sprint(failures), func(t *testing.T) {
+			hsm := softhsmtest.New(t, "bulla")
+			hsm.GenerateKey("k", "01", kms.ES256)
+			b := start(t, hsm)
+			k := b.key(t, "object=k", kms.ES256)
+			finalize := times(failures, "finalize", 0x05)
+			var restarted atomic.Bool
+			b.lib.set(func(call string) error {
+				if call == "initialize" {
+					restarted.Store(true)
+				}
+				if !restarted.Load() && (call == "sign" || call == "tokenInfo") {
+					return &callError{call, 0x32}
+				}
+				return finalize(call)
+			})
+			wantErr(t, signs(t.Context(), k), kms.ErrUnavailable, "CKR_DEVICE_REMOVED")
+			eventually(t, "signing", func() error {
+				err := signs(t.Context(), k)
+				if err != nil && containsAll(err.Error(), "something else in this process") {
+					t.Errorf("false accusation: %v", err)
+				}
+				return err
+			})
+			if n := b.lib.inits.Load(); n != 2 {
+				t.Errorf("C_Initialize was called %d times, want 2", n)
+			}
+		})
+	}
+}
+
+func TestFailedFinalizeAtCloseLeavesAModuleThatCanBeUsed(t *testing.T) {
+	hsm := softhsmtest.New(t, "bulla")
+	hsm.GenerateKey("k", "01", kms.ES256)
+	lib := &meddler{}
+	cfg := config(hsm)
+	cfg.Modules = meddledModules(lib)
+	first, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lib.set(times(1, "finalize", 0x05))
+	if err := first.Close(); err == nil || !containsAll(err.Error(), "left as it is", "CKR_GENERAL_ERROR") {
+		t.Errorf("Close: got error %v, want that of C_Finalize", err)
+	}
+	second := start(t, hsm, func(c *Config) { c.Modules = cfg.Modules })
+	if err := signs(t.Context(), second.key(t, "object=k", kms.ES256)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStuckCallAndALostTokenHaltASiblingOnce(t *testing.T) {
+	hsm := softhsmtest.New(t, "one")
+	hsm.GenerateKey("k", "01", kms.ES256)
+	hsm.InitAs("two")
+	two := *hsm
+	two.Label = "two"
+	two.GenerateKey("k", "01", kms.ES256)
+
+	// In a bubble the pauses cost no time; calls into the module are real.
+	synctest.Test(t, func(t *testing.T) {
+		first := start(t, hsm)
+		second := start(t, &two, func(c *Config) { c.Modules = first.cfg.Modules })
+		k1, k2 := first.key(t, "object=k", kms.ES256), second.key(t, "object=k", kms.ES256)
+		time.Sleep(2 * siblingPause)
+
+		release := make(chan struct{})
+		var stuck atomic.Bool
+		first.lib.set(func(call string) error {
+			if call == "sign" && stuck.CompareAndSwap(false, true) {
+				<-release
+			}
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		wantErr(t, signs(ctx, k1), context.DeadlineExceeded)
+
+		// The sibling signs all the time, while the first token is lost again
+		// and again.
+		var wg sync.WaitGroup
+		var halts, signed atomic.Int64
+		done := make(chan struct{})
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				case <-time.After(100 * time.Millisecond):
+				}
+				begin := time.Now()
+				if err := signs(t.Context(), k2); err != nil {
+					t.Errorf("sibling: %v", err)
+				}
+				signed.Add(1)
+				if time.Since(begin) > parkLimit/2 {
+					halts.Add(1)
+				}
+			}
+		})
+		lose := func() {
+			tok := first.token()
+			tok.mu.Lock()
+			l := tok.link
+			tok.mu.Unlock()
+			if l != nil {
+				tok.lose(l, errors.New("test"), true)
+			}
+			_ = first.Check(t.Context())
+		}
+		for begin := time.Now(); time.Since(begin) < siblingPause/2; time.Sleep(time.Second) {
+			lose()
+		}
+		if n := halts.Load(); n != 1 {
+			t.Errorf("the sibling was halted %d times in %v, want once", n, siblingPause/2)
+		}
+		if n := first.lib.inits.Load(); n != 1 {
+			t.Errorf("C_Initialize was called %d times with a call in the module", n)
+		}
+
+		// The call comes out: when the pause is over the first gets its turn.
+		close(release)
+		time.Sleep(siblingPause)
+		lose()
+		if n := first.lib.inits.Load(); n != 2 {
+			t.Errorf("C_Initialize was called %d times in the end, want 2", n)
+		}
+		close(done)
+		wg.Wait()
+		if halts.Load() != 1 || signed.Load() < 500 {
+			t.Errorf("the sibling signed %d times with %d halts", signed.Load(), halts.Load())
+		}
+		if err := signs(t.Context(), k1); err != nil {
+			t.Errorf("the first token in the end: %v", err)
+		}
+		for _, b := range []*bench{first, second} {
+			if err := b.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+	})
+}
+
+func TestStragglerOnALostTokenLeavesNoSessionOpen(t *testing.T) {
+	hsm := softhsmtest.New(t, "bulla")
+	hsm.GenerateKey("k", "01", kms.ES256)
+	b := start(t, hsm)
+	k := b.key(t, "object=k", kms.ES256)
+	hold, held := make(chan struct{}), make(chan struct{})
+	var first atomic.Bool
+	b.lib.set(func(call string) error {
+		if call == "sign" && first.CompareAndSwap(false, true) {
+			close(held)
+			<-hold
+			return &callError{"C_Sign", 0x101}
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := signs(t.Context(), k); err != nil && !errors.Is(err, kms.ErrUnavailable) {
+			t.Errorf("the straggler: got error %v, want a signature or %v", err, kms.ErrUnavailable)
+		}
+	})
+	<-held
+	old := mustLink(t, b)
+	b.token().lose(old, errors.New("test"), false)
+	eventually(t, "a new login", func() error { return b.Check(t.Context()) })
+	eventually(t, "closing of the old login session", func() error {
+		if _, err := old.lib.loggedIn(old.login.handle); err == nil {
+			return errors.New("open")
+		}
+		return nil
+	})
+	close(hold)
+	wg.Wait()
+	if err := signs(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	if opens, closes := b.lib.opens.Load(), b.lib.closes.Load(); opens != closes {
+		t.Errorf("%d sessions were opened and %d closed", opens, closes)
 	}
 }
 

@@ -106,10 +106,11 @@ func withSession[T any](ctx context.Context, l *link, use func(*session) (T, err
 			}
 			if !s.open {
 				if err := l.open(s); err != nil {
-					if classOf(err) == full && l.pool.shrink() {
+					if classOf(err) != full {
+						l.pool.release()
+					} else if l.pool.shrink() {
 						return zero, errCrowded
 					}
-					l.pool.release()
 					if classOf(err) == stale { // what could be fresher?
 						err = &goneError{err}
 					}
@@ -275,8 +276,12 @@ func (l *link) leaveDesk() { <-l.desk }
 
 // ensureLogin makes sure that the login session lives and that the user is
 // logged in, as modules without a login find no keys and call that a success.
-// The caller holds the desk.
+// The caller holds the desk. It fails with errEpoch on a retired link, whose
+// login session nobody would close again.
 func (l *link) ensureLogin(ctx context.Context) error {
+	if l.pool.retired.Load() {
+		return errEpoch
+	}
 	in, err := l.lib.loggedIn(l.login.handle)
 	if err != nil {
 		old := l.login
@@ -396,8 +401,8 @@ func (l *link) candidates(s *session, sel selector, kind kms.KeyType) ([]uint, e
 	if err := l.probe(s); err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%w: token %q has no private key with %s; `pkcs11-tool --module %s --token-label %q --login --list-objects` shows what it has",
-		kms.ErrKeyNotFound, l.info.label, sel, l.mod.path, l.info.label)
+	return nil, fmt.Errorf("%w: token %q has no private key with %s; `%s` shows what it has",
+		kms.ErrKeyNotFound, l.info.label, sel, toolCommand(l.t.cfg.Module, l.info.label, "--login --list-objects"))
 }
 
 // find is open of the vault.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -38,12 +39,13 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) err
 	}
 	if info.flags&ckfUserPINInitialized == 0 {
 		return fail(fmt.Sprintf("token %q has no user PIN yet", info.label),
-			"set one with the security officer's PIN: pkcs11-tool --module MODULE --token-label TOKEN --init-pin --login --login-type so", nil)
+			"set one with the security officer's PIN: "+toolCommand(t.cfg.Module, info.label, "--init-pin --login --login-type so"), nil)
 	}
+	byHand := "log in once by hand with the right PIN, which takes the warning away (" + toolCommand(t.cfg.Module, info.label, "--login --list-objects") + ")"
 	if flags := pinFlags(info.flags); flags != "" && !t.cfg.InsistOnLogin {
 		return fail(fmt.Sprintf("token %q reports wrong PINs since the last good one (%s), so it is not logged in to: one more wrong PIN may lock it", info.label, flags),
-			"make sure that the PIN file is right, then either log in once by hand, which takes the flag away "+
-				"(pkcs11-tool --module MODULE --token-label TOKEN --login --list-objects), or let this backend insist on the login", nil)
+			"make sure that the right PIN is in "+t.cfg.PINFile+", then "+byHand+
+				", or set insist_on_login: true for this backend, which then sends the PIN all the same", nil)
 	}
 	p, err := readPIN(t.cfg.PINFile)
 	if err != nil {
@@ -69,10 +71,39 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) err
 	case errors.Is(err, ckrPINNotInitialized) || codeClass(err) == refused:
 		t.pins.refuse(p, err)
 		return fail(fmt.Sprintf("token %q refused the PIN in %s", info.label, t.cfg.PINFile),
-			"put the right PIN into the file; it is not sent again before the file's content changes", err)
+			"put the right PIN into the file (the PIN is not sent again before the file's content changes); "+
+				"and if the token warns that few tries are left, also "+byHand, err)
 	default:
 		return fail(fmt.Sprintf("token %q cannot be logged in to", info.label), "", err)
 	}
+}
+
+// toolCommand is a command for the operator's shell: pkcs11-tool on one token,
+// with further arguments. What a token calls itself is not to be trusted, so it
+// is quoted.
+func toolCommand(module, label, arguments string) string {
+	return "pkcs11-tool --module " + shellWord(module) + " --token-label " + shellWord(label) + " " + arguments
+}
+
+// shellWord quotes s for a shell if it needs that. What cannot be printed
+// becomes a question mark.
+func shellWord(s string) string {
+	plain := s != ""
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("/._-", r):
+			return r
+		}
+		plain = false
+		if !strconv.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+	if plain {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // pinFlags names the flags of a token that warn of failed logins.

@@ -46,6 +46,10 @@ func TestRefusedPINIsSentOnce(t *testing.T) {
 			hsm.GenerateKey("k", "01", kms.ES256)
 			hsm.SetPIN("654321")
 			b := start(t, hsm, func(c *Config) { c.InsistOnLogin = insist })
+			if reason := b.Stats().Reason; !containsAll(reason, "refused the PIN in "+hsm.PINFile, "put the right PIN into the file",
+				"log in once by hand", "pkcs11-tool --module "+hsm.Module+" --token-label bulla --login --list-objects") {
+				t.Errorf("the first refusal does not say both steps: %s", reason)
+			}
 			b.use(t, 50)
 			if n := b.lib.logins.Load(); n != 1 {
 				t.Fatalf("50 uses with a wrong PIN made %d logins, want 1", n)
@@ -69,7 +73,8 @@ func TestRefusedPINIsSentOnce(t *testing.T) {
 			// The right PIN.
 			hsm.SetPIN(softhsmtest.PIN)
 			if !insist {
-				b.use(t, 20, "USER_PIN_COUNT_LOW", "log in once by hand")
+				b.use(t, 20, "USER_PIN_COUNT_LOW", hsm.PINFile, "log in once by hand", "insist_on_login: true",
+					"pkcs11-tool --module "+hsm.Module+" --token-label bulla --login --list-objects")
 				if n := b.lib.logins.Load(); n != 1 {
 					t.Fatalf("a token that reports failed logins was sent a PIN (%d logins)", n)
 				}
@@ -83,6 +88,22 @@ func TestRefusedPINIsSentOnce(t *testing.T) {
 				t.Errorf("%d logins in all, want %d", n, want+1)
 			}
 		})
+	}
+}
+
+func TestCommandForTheOperatorIsQuotedForAShell(t *testing.T) {
+	for label, want := range map[string]string{
+		"bulla-1.a":  "bulla-1.a",
+		"":           "''",
+		"my token":   "'my token'",
+		"$(id)`id`":  "'$(id)`id`'",
+		"it's":       `'it'\''s'`,
+		"a\x1b[2J\n": "'a?[2J?'",
+	} {
+		got := toolCommand("/usr/lib/m.so", label, "--login")
+		if want := "pkcs11-tool --module /usr/lib/m.so --token-label " + want + " --login"; got != want {
+			t.Errorf("command for label %q = %s, want %s", label, got, want)
+		}
 	}
 }
 

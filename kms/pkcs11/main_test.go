@@ -52,6 +52,13 @@ func (m *meddler) initialize() error {
 	return m.cryptoki.initialize()
 }
 
+func (m *meddler) finalize() error {
+	if err := m.before("finalize"); err != nil {
+		return err
+	}
+	return m.cryptoki.finalize()
+}
+
 func (m *meddler) slots() ([]uint, error) {
 	if err := m.before("slots"); err != nil {
 		return nil, err

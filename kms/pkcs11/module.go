@@ -29,20 +29,21 @@ func newModules(load loader) *Modules {
 	return &Modules{load: load, modules: map[string]*module{}, tokens: map[tokenKey]*token{}}
 }
 
-// errEpoch: the module was initialized again since, so that every handle from
-// before means nothing, or something else.
-var errEpoch = errors.New("the module was initialized again")
+// errEpoch: the module was initialized again since, or the link was retired,
+// so that every handle from before means nothing, or something else.
+var errEpoch = errors.New("the token has to be logged in to again")
 
 // errStuck: a call has not come out of the module, so nothing may be done that
 // has to be done alone.
 var errStuck = fmt.Errorf("a call is stuck inside the module for more than %v", parkLimit)
 
-// errTooSoon: other tokens of the module are at work and it was initialized a
-// short while ago.
-var errTooSoon = errors.New("the module was initialized again a short while ago and serves other tokens")
+// errTooSoon: other tokens of the module are at work, and a short while ago it
+// was initialized, or could not be because a call was stuck in it.
+var errTooSoon = errors.New("the module serves other tokens, and was initialized again, or could not be, a short while ago")
 
 // siblingPause is how often a lost token may have a module initialized again
-// that other tokens are using: it costs them all their sessions.
+// that other tokens are using: it costs them all their sessions, and if a call
+// is stuck in the module, a standstill of parkLimit for nothing.
 const siblingPause = time.Minute
 
 // module is one loaded PKCS#11 library.
@@ -56,11 +57,12 @@ type module struct {
 	epoch atomic.Uint64
 	links atomic.Int64 // tokens that are up
 
-	life     chan struct{} // capacity 1: held for lifecycle calls; guards what follows
-	lib      cryptoki      // nil until loaded, then constant
-	users    int           // tokens that hold on to the module
-	count    uint64        // the last epoch
-	lastInit time.Time
+	life      chan struct{} // capacity 1: held for lifecycle calls; guards what follows
+	lib       cryptoki      // nil until loaded, then constant
+	users     int           // tokens that hold on to the module
+	count     uint64        // the last epoch
+	lastInit  time.Time
+	lastStuck time.Time // when it last could not be initialized again for a stuck call
 
 	mu     sync.Mutex
 	claims map[uint]*token // guarded by mu: who uses a slot, in this epoch
@@ -158,14 +160,15 @@ func (m *module) start() error {
 	return nil
 }
 
-// stop calls C_Finalize. The caller is alone.
+// stop calls C_Finalize. If that fails the epoch goes on: the module counts as
+// initialized to itself, so it would refuse C_Initialize, and C_Finalize has to
+// be tried again. The caller is alone.
 func (m *module) stop() error {
-	m.epoch.Store(0)
-	err := m.lib.finalize()
-	if errors.Is(err, ckrNotInitialized) {
-		return nil
+	if err := m.lib.finalize(); err != nil && !errors.Is(err, ckrNotInitialized) {
+		return err
 	}
-	return err
+	m.epoch.Store(0)
+	return nil
 }
 
 // reinitialize calls C_Finalize and C_Initialize, unless somebody else has
@@ -179,7 +182,7 @@ func (m *module) reinitialize(ctx context.Context, seen uint64) (epoch uint64, e
 	if e := m.epoch.Load(); e != 0 && e != seen {
 		return e, nil
 	}
-	if m.links.Load() > 0 && time.Since(m.lastInit) < siblingPause {
+	if m.links.Load() > 0 && (time.Since(m.lastInit) < siblingPause || time.Since(m.lastStuck) < siblingPause) {
 		return 0, errTooSoon
 	}
 	err = m.alone(func() error {
@@ -190,6 +193,9 @@ func (m *module) reinitialize(ctx context.Context, seen uint64) (epoch uint64, e
 		}
 		return m.start()
 	})
+	if errors.Is(err, errStuck) {
+		m.lastStuck = time.Now()
+	}
 	return m.epoch.Load(), err
 }
 

@@ -6,11 +6,21 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/bulla-project/bulla/kms"
 )
 
 // regrowAfter is how long after the last capacity error the pool asks for one
 // session more again.
 const regrowAfter = time.Minute
+
+// At most minQueue calls wait for a session, or queuePerSession for each session
+// if that is more. Callers without a deadline would else
+// pile up without bound before a module that hangs.
+const (
+	minQueue        = 1024
+	queuePerSession = 64
+)
 
 // session is the right to one session of the token, and once open the session
 // itself. Whoever got it from the pool has it alone, until it goes back by put
@@ -55,7 +65,8 @@ func newPool(size int) *pool {
 	return p
 }
 
-// get waits for a session until ctx ends; an open one is taken first.
+// get waits for a session until ctx ends; an open one is taken first. If too
+// many wait already it fails at once.
 func (p *pool) get(ctx context.Context) (*session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -66,8 +77,10 @@ func (p *pool) get(ctx context.Context) (*session, error) {
 		return s, nil
 	default:
 	}
-	p.waiting.Add(1)
 	defer p.waiting.Add(-1)
+	if queue := int64(max(minQueue, queuePerSession*p.full)); p.waiting.Add(1) > queue {
+		return nil, fmt.Errorf("%w: too many signatures wait for a session (%d); the token is too slow for the load, or hangs", kms.ErrThrottled, queue)
+	}
 	select {
 	case s := <-p.idle:
 		p.inUse.Add(1)
