@@ -49,7 +49,7 @@ if [ ${#packages[@]} -gt 0 ]; then
 		sudo DEBIAN_FRONTEND=noninteractive $install -qq >/dev/null
 	else
 		echo "this needs: ${packages[*]}" >&2
-		echo "run: sudo $install" >&2
+		echo "run: sudo apt-get update && sudo $install" >&2
 		exit 1
 	fi
 fi

@@ -33,7 +33,7 @@ func configCheckCommand() *cobra.Command {
 				}
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok: %s, %s, %s\n", args[0],
-				count(len(cfg.Issuers), "issuer"), count(len(cfg.Backends), "backend"), count(len(cfg.Grants), "grant"))
+				plural(len(cfg.Issuers), "issuer"), plural(len(cfg.Backends), "backend"), plural(len(cfg.Grants), "grant"))
 			return nil
 		},
 	}

@@ -70,7 +70,7 @@ func (f *outputFormat) Type() string { return "" }
 
 func (f *outputFormat) Set(text string) error {
 	if text != "text" && text != "json" {
-		return fmt.Errorf("output format %q: use text or json", text)
+		return errors.New("use text or json")
 	}
 	*f = outputFormat(text)
 	return nil

@@ -115,7 +115,7 @@ func tokenOpenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "open FILE|-",
 		Short: "Decrypt and verify a token as its client would",
-		Args:  arguments("FILE"),
+		Args:  arguments("FILE|-"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			private, err := readInput(cmd, keyFile, maxInput)
 			if err != nil {
