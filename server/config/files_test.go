@@ -2,8 +2,10 @@ package config
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -97,6 +99,10 @@ func TestCheckFilesWarnsOfSecretsThatAllCanRead(t *testing.T) {
 }
 
 func TestCheckFilesSeesWhatThisUserMayNot(t *testing.T) {
+	if os.Geteuid() == 0 {
+		asNobody(t) // root may read and write everything
+		return
+	}
 	c, dir := provisioned(t)
 	if err := os.WriteFile(c.Audit.Path, nil, 0o400); err != nil {
 		t.Fatal(err)
@@ -104,11 +110,48 @@ func TestCheckFilesSeesWhatThisUserMayNot(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "pin"), 0o200); err != nil {
 		t.Fatal(err)
 	}
-	if os.Geteuid() == 0 {
-		t.Skip("root may read and write everything: run as another user to see this test")
-	}
 	problems, _ := c.CheckFiles()
 	if len(problems) != 2 || !strings.Contains(problems.Error(), "pin cannot be read") || !strings.Contains(problems.Error(), "audit.log cannot be written") {
 		t.Errorf("got %v, want problems about the PIN and the audit log", problems)
+	}
+}
+
+// asNobody runs the test once more as a user without rights, in a folder that
+// such a user can reach.
+func asNobody(t *testing.T) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bulla-config-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	sample, err := os.ReadFile("testdata/good/minimal.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string][]byte{"test": program, "testdata/good/minimal.yaml": sample} {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	cmd := exec.Command(filepath.Join(dir, "test"), "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Dir = dir
+	cmd.Env = []string{"TMPDIR=" + os.TempDir()}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Errorf("as another user: %v\n%s", err, out)
 	}
 }
