@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/tools/node_modules/.bin:$(PATH)
 GO       ?= go
 CACHE    := .cache
 LINT     := $(CACHE)/bin/golangci-lint
+NPM_TOOLS := tools/node_modules/.package-lock.json
 FUZZTIME ?= 10s
 
 .PHONY: help
@@ -32,7 +33,7 @@ test: ## Everything: lint, unit, race, fuzz seeds, end-to-end, interop
 	$(GO) test -run 'Memory|Alloc' ./encrypter/... # the race detector changes what they measure
 
 .PHONY: lint
-lint: $(LINT) tools/node_modules ## Formatting, golangci-lint, the API's form, compatibility and generated code
+lint: $(LINT) $(NPM_TOOLS) ## Formatting, golangci-lint, the API's form, compatibility and generated code
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w these:"; echo "$$out"; exit 1; }
 	$(LINT) run ./...
 	buf lint
@@ -41,11 +42,11 @@ lint: $(LINT) tools/node_modules ## Formatting, golangci-lint, the API's form, c
 	@scripts/generate-check.sh
 
 .PHONY: breaking
-breaking: tools/node_modules ## Compare the API with that of REF (default: the last release)
+breaking: $(NPM_TOOLS) ## Compare the API with that of REF (default: the last release)
 	@scripts/breaking.sh
 
 .PHONY: generate
-generate: tools/node_modules ## Generate the Go code of the API
+generate: $(NPM_TOOLS) ## Generate the Go code of the API
 	buf generate
 
 .PHONY: fuzz
@@ -71,6 +72,7 @@ $(LINT): tools/go.mod tools/go.sum
 	@mkdir -p $(@D)
 	$(GO) build -modfile=tools/go.mod -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
-tools/node_modules: tools/package-lock.json
+# What npm writes last: an installation that was cut short is made anew.
+$(NPM_TOOLS): tools/package-lock.json
 	npm ci --prefix tools --no-audit --no-fund --ignore-scripts
 	@touch $@

@@ -56,9 +56,11 @@ fi
 
 if [ "$target" = test ]; then
 	scripts/kms-endpoints.sh
-	if [ ! -d interop/node/node_modules ] || [ interop/node/package-lock.json -nt interop/node/node_modules ]; then
+	# What npm writes last: an installation that was cut short is made anew.
+	installed=interop/node/node_modules/.package-lock.json
+	if [ ! -e "$installed" ] || [ interop/node/package-lock.json -nt "$installed" ]; then
 		echo "installing the npm packages of interop/node"
 		npm ci --prefix interop/node --no-audit --no-fund --ignore-scripts
-		touch interop/node/node_modules
+		touch "$installed"
 	fi
 fi
