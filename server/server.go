@@ -79,9 +79,8 @@ type Server struct {
 // maxMessage bounds a request: a batch may hold 3 MiB of claims.
 const maxMessage = 4 << 20
 
-// streamWorkers is how many goroutines are kept for calls. It saves a
-// goroutine's start and the growth of its stack: measured, 15 % of the CPU time
-// of a small call.
+// streamWorkers is how many goroutines are kept for calls, which saves the
+// start of one and the growth of its stack for each.
 const streamWorkers = 32
 
 // New makes a Server that is ready to serve.

@@ -83,7 +83,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 
 	if os.Getenv("GOGC") == "" {
 		// The heap is small and its garbage short-lived: collecting it less
-		// often saves 3 to 4 % of the CPU, for some megabytes.
+		// often saves CPU, for some megabytes.
 		debug.SetGCPercent(400)
 	}
 	if err := checkFiles(cfg, log); err != nil {

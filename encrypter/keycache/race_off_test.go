@@ -1,5 +1,0 @@
-//go:build !race
-
-package keycache
-
-const raceEnabled = false
