@@ -1,19 +1,22 @@
-// Package kms is the contract between Bulla and the places where private
-// signing keys live: a PKCS#11 HSM, AWS KMS, or a software file for
-// development. It holds the interfaces, the errors that say what a caller
-// should do, and the table of signature algorithms; it imports no backend.
+// Package kms is the contract between Bulla and the places where its own keys
+// live: a PKCS#11 HSM, AWS KMS, or a software file for development. It holds
+// the interfaces, the errors that say what a caller should do, and the table
+// of signature algorithms; it imports no backend.
 //
-// A private key never leaves its backend. A backend is asked for one thing
-// only: to sign the bytes of a JWS signing input (RFC 7515, section 5.1) with
-// one key and one algorithm. What is signed, and for whom, is decided above.
+// A private or secret key never leaves its backend. A backend is asked for two
+// things only: with a signing key, to sign the bytes of a JWS signing input
+// (RFC 7515, section 5.1) by one algorithm; with a wrapping key, to encrypt a
+// data key and to give it back. What is signed or wrapped, and for whom, is
+// decided above.
 //
-// Every implementation passes the conformance suite in kms/kmstest.
+// Every implementation passes the conformance suites in kms/kmstest.
 package kms
 
 import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 )
 
 // Errors of a backend. Each says what its caller should do; implementations
@@ -21,24 +24,29 @@ import (
 var (
 	// ErrUnavailable: the backend cannot be reached, is locked, or is being
 	// brought back. Nothing is wrong with the request: try again later.
-	ErrUnavailable = errors.New("signing backend unavailable")
+	ErrUnavailable = errors.New("key backend unavailable")
 
 	// ErrThrottled: the backend refuses more work for the moment. Slow down
 	// and try again.
-	ErrThrottled = errors.New("signing backend throttled")
+	ErrThrottled = errors.New("key backend throttled")
 
 	// ErrKeyNotFound: the backend is healthy and has no such key. Trying again
 	// does not help until an operator has put the key in place.
-	ErrKeyNotFound = errors.New("signing key not found")
+	ErrKeyNotFound = errors.New("key not found")
 
-	// ErrKeyDisabled: the key exists and may not sign: disabled, pending
-	// deletion, or without the right to sign.
-	ErrKeyDisabled = errors.New("signing key may not sign")
+	// ErrKeyDisabled: the key exists and may not do what it is asked: it is
+	// disabled, pending deletion, or without the right to sign or to wrap. Try
+	// again after an operator has allowed it, or configured another.
+	ErrKeyDisabled = errors.New("key may not be used")
 
 	// ErrKeyMismatch: the key exists but is not of the type, curve or size
-	// that its algorithm needs, or it is not the key that was there before.
-	// An operator has to look.
-	ErrKeyMismatch = errors.New("signing key does not fit")
+	// that its algorithm or its purpose needs, or it is not the key that was
+	// there before. An operator has to look.
+	ErrKeyMismatch = errors.New("key does not fit")
+
+	// ErrUnwrap: what is to be unwrapped was not wrapped by this key for this
+	// purpose, or was changed since. Do not use it; an operator has to look.
+	ErrUnwrap = errors.New("wrapped key does not open")
 
 	// ErrReference: the key reference cannot be read. The configuration is
 	// wrong.
@@ -84,6 +92,59 @@ type Backend interface {
 	Close() error
 }
 
+// Bounds on the length of what a Wrapper wraps, in bytes.
+const (
+	MinDataKey = 16
+	MaxDataKey = 64
+)
+
+// CheckDataKey reports that plaintext has not the length of a data key. That is
+// a fault of the program, not of a key or a backend, so the error wraps none of
+// the errors above.
+func CheckDataKey(plaintext []byte) error {
+	if n := len(plaintext); n < MinDataKey || n > MaxDataKey {
+		return fmt.Errorf("a data key has %d to %d bytes, this one has %d", MinDataKey, MaxDataKey, n)
+	}
+	return nil
+}
+
+// Wrapper encrypts data keys under one key of a backend, a wrapping key, which
+// never leaves it. It may be used by any number of goroutines at once.
+//
+// Wrapping is authentic: nobody who has not the use of the wrapping key can
+// make something that Unwrap takes. That matters as much as secrecy, because a
+// data key that an attacker could plant would vouch for his records.
+//
+// Both methods keep no reference to what they are given and return when ctx
+// ends, even if the backend still works. Errors wrap ErrUnavailable,
+// ErrThrottled, ErrKeyNotFound, ErrKeyDisabled or ErrKeyMismatch, or are the
+// context's; Unwrap adds ErrUnwrap.
+type Wrapper interface {
+	// Wrap returns plaintext, MinDataKey to MaxDataKey bytes, encrypted and
+	// bound to aad (additional authenticated data), which may be empty, may be
+	// of any length, and is not in the result. Two wraps of the same plaintext
+	// differ. The form of the result is the backend's own and begins with a
+	// byte that says how it was made, so that what an older version wrapped
+	// can be told apart. For a plaintext of another length the error is that
+	// of CheckDataKey.
+	Wrap(ctx context.Context, plaintext, aad []byte) ([]byte, error)
+
+	// Unwrap returns the plaintext that Wrap was given with the same aad. For
+	// anything else than an unchanged result of Wrap by the same key with the
+	// same aad it is ErrUnwrap, whatever was changed: the error does not say
+	// what, and depends on nothing secret.
+	Unwrap(ctx context.Context, wrapped, aad []byte) ([]byte, error)
+}
+
+// WrapperOpener is an optional ability of a Backend: to wrap with its keys.
+type WrapperOpener interface {
+	// OpenWrapper finds the wrapping key that ref names, in the backend's own
+	// notation, and sees that it works with something random, so that a key
+	// that may not, or cannot, is found at the start. Errors are those of
+	// Backend.OpenKey.
+	OpenWrapper(ctx context.Context, ref string) (Wrapper, error)
+}
+
 // Distruster is an optional ability of a Key: to be told that a signature it
 // returned did not verify, so that whatever made it (a session, a connection)
 // is thrown away and not used again.
@@ -95,3 +156,9 @@ type Distruster interface {
 // works. A probe can never be mistaken for a token: a colon cannot occur in a
 // JWS signing input.
 const ProbePrefix = "bulla-probe:v1:"
+
+// WrapPrefix begins every message that a wrapping key signs, where a backend
+// wraps by means of a signature. Like a probe it can never be mistaken for a
+// token, and a signing key that is used for both purposes never makes one of
+// these for a token.
+const WrapPrefix = "bulla-wrap:v1:"

@@ -1,7 +1,7 @@
-// Package awskms signs with keys in AWS KMS.
+// Package awskms signs, and wraps data keys, with keys in AWS KMS.
 //
-// A key is asked for its public half once, when it is opened, and from then on
-// for nothing but signatures. What goes to AWS is the digest of the signing
+// A signing key is asked for its public half once, when it is opened, and from
+// then on for nothing but signatures. What goes to AWS is the digest of the signing
 // input (MessageType DIGEST), never the input: the claims of a token do not
 // leave the machine, and may be longer than the 4096 bytes that KMS would hash
 // itself. ECDSA signatures come back in DER and leave here as r‖s, as JWS wants
@@ -17,14 +17,22 @@
 // algorithm. Ed25519 keys are refused: KMS signs for them messages of at most
 // 4096 bytes, not digests, and claims may be longer.
 //
+// A wrapping key is a symmetric one (SYMMETRIC_DEFAULT). The data key goes to
+// KMS to be encrypted and comes back from it. What it is bound to (the aad) is
+// the encryption context, as its SHA-256 in hexadecimal: CloudTrail records
+// encryption contexts, and names of clients have no place there.
+//
 // Region, credentials and retries are the AWS SDK's own: environment, shared
 // files, web identity, container and instance roles; three attempts with
 // back-off, unless AWS_MAX_ATTEMPTS says otherwise. A retry that the caller's
 // deadline leaves no time for is not waited for. The identity needs two
-// permissions on each key, and no others:
+// permissions on each signing key, two on the wrapping key, and no others:
 //
 //	kms:GetPublicKey
 //	kms:Sign
+//
+//	kms:Encrypt
+//	kms:Decrypt
 package awskms
 
 import (
@@ -58,7 +66,9 @@ type Config struct {
 	// Rate is how many signatures a second this process asks for at most, so
 	// that a burst does not starve others who use the same AWS account. A
 	// signature waits for its turn; one whose deadline would pass is refused at
-	// once with kms.ErrThrottled. Default 0: no limit.
+	// once with kms.ErrThrottled. Default 0: no limit. Data keys are wrapped and
+	// unwrapped a few times a day and are not counted; AWS has other quotas for
+	// them.
 	Rate int
 
 	// Logger receives which key a reference was pinned to, and what the SDK

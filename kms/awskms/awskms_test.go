@@ -233,6 +233,7 @@ func TestOnMiniStack(t *testing.T) {
 		}
 	})
 
+	t.Run("Wrapping", func(t *testing.T) { wraps(t, s) })
 	t.Run("Faults", func(t *testing.T) { faults(t, s, refs) })
 	t.Run("Retries", func(t *testing.T) { retries(t, s, refs) })
 }
@@ -470,6 +471,8 @@ func TestOnMoto(t *testing.T) {
 	decrypts := createKey(t, s, types.KeySpecRsa2048, types.KeyUsageTypeEncryptDecrypt)
 	_, err = b.OpenKey(t.Context(), "key-id="+aws.ToString(decrypts.Arn), kms.RS256)
 	wantError(t, "key for encryption", err, kms.ErrKeyMismatch)
+
+	t.Run("WrappingConformance", func(t *testing.T) { wrapsOnMoto(t, s) })
 }
 
 func TestNewTouchesNoNetwork(t *testing.T) {

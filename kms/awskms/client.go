@@ -16,6 +16,8 @@ import (
 type client interface {
 	GetPublicKey(context.Context, *awssdk.GetPublicKeyInput, ...func(*awssdk.Options)) (*awssdk.GetPublicKeyOutput, error)
 	Sign(context.Context, *awssdk.SignInput, ...func(*awssdk.Options)) (*awssdk.SignOutput, error)
+	Encrypt(context.Context, *awssdk.EncryptInput, ...func(*awssdk.Options)) (*awssdk.EncryptOutput, error)
+	Decrypt(context.Context, *awssdk.DecryptInput, ...func(*awssdk.Options)) (*awssdk.DecryptOutput, error)
 }
 
 // withinDeadline makes a call give up, with the error it has, rather than wait

@@ -21,17 +21,18 @@ type class struct {
 // Advice that several codes share.
 const (
 	slowDown = "AWS KMS throttles this account's requests: ask for a higher quota, or use fewer signatures"
-	denied   = "the AWS identity may not do this with the key: allow kms:Sign and kms:GetPublicKey in its IAM policy and in the key policy"
+	denied   = "the AWS identity may not do this with the key: allow it in its IAM policy and in the key policy (kms:Sign and kms:GetPublicKey for a signing key, kms:Encrypt and kms:Decrypt for a wrapping key)"
 	login    = "AWS does not accept the credentials: check which the environment, profile or role gives, and that they have not expired"
 	clock    = "AWS finds the request's time too far off: set this machine's clock (NTP)"
 	outage   = "AWS KMS has a fault of its own; it should pass"
 	disabled = "enable the key, cancel its deletion, or configure another"
-	unfit    = "the key cannot make this signature: configure a key of the right usage and key spec"
+	changed  = "it was not wrapped by this key for this purpose, or was changed"
+	unfit    = "the key cannot do this: configure a key of the right usage and key spec (a wrapping key has ENCRYPT_DECRYPT and SYMMETRIC_DEFAULT)"
 )
 
 // classes says for each error code what it is. The codes are those of the KMS
-// API reference for Sign and GetPublicKey, its "Common Errors", and the
-// throttling codes that the SDK knows.
+// API reference for Sign, GetPublicKey, Encrypt and Decrypt, its "Common
+// Errors", and the throttling codes that the SDK knows.
 //
 // A denied key counts as disabled, not as unavailable: KMS is well, it has
 // decided, and asking again changes nothing until someone changes a policy.
@@ -57,6 +58,9 @@ var classes = map[string]class{
 
 	"InvalidKeyUsageException":      {kms.ErrKeyMismatch, unfit},
 	"UnsupportedOperationException": {kms.ErrKeyMismatch, unfit},
+
+	"InvalidCiphertextException": {kms.ErrUnwrap, changed},
+	"IncorrectKeyException":      {kms.ErrUnwrap, changed},
 
 	"InvalidArnException": {kms.ErrReference, "AWS KMS cannot read the key's ARN"},
 

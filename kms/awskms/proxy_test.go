@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,10 @@ type proxy struct {
 	mu    sync.Mutex // guards fault and calls
 	fault fault      // nil: pass everything on
 	calls []call     // what was asked, in order
+
+	// translate replaces error codes in the emulator's answers to Decrypt. Set
+	// before use.
+	translate map[string]string
 }
 
 // fault answers an operation (such as "Sign"), or reports false to have it
@@ -39,15 +44,35 @@ func newProxy(t testing.TB, s *awstest.Server) *proxy {
 		t.Fatal(err)
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 32}
+	p := &proxy{}
 	reverse := &httputil.ReverseProxy{
 		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		Transport: transport,
+		ModifyResponse: func(r *http.Response) error {
+			if p.translate == nil || operation(r.Request) != "Decrypt" || r.StatusCode == http.StatusOK {
+				return nil
+			}
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return err
+			}
+			for from, to := range p.translate {
+				body = bytes.ReplaceAll(body, []byte(from), []byte(to))
+				for name, values := range r.Header {
+					for i := range values {
+						r.Header[name][i] = strings.ReplaceAll(values[i], from, to)
+					}
+				}
+			}
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+			r.Header.Set("Content-Length", strconv.Itoa(len(body)))
+			return nil
+		},
 		// Callers go away while they are answered: that is what is tested.
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
-	p := &proxy{}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		op := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
+		op := operation(r)
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return
@@ -69,6 +94,11 @@ func newProxy(t testing.TB, s *awstest.Server) *proxy {
 	})
 	p.URL = server.URL
 	return p
+}
+
+// operation is what a request asks for.
+func operation(r *http.Request) string {
+	return strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
 }
 
 // set replaces the fault and forgets the calls so far.

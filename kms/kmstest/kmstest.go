@@ -1,9 +1,11 @@
-// Package kmstest is the conformance suite of signing backends: what package
-// kms promises, as tests that every implementation of kms.Backend passes.
+// Package kmstest is the conformance suite of backends: what package kms
+// promises, as tests that every implementation of kms.Backend passes, and of
+// kms.WrapperOpener.
 //
-// A backend's own tests call Run with a Harness that says how to reach keys
-// that already exist. The suite only opens and signs; how keys come to be, and
-// faults that only one backend can have, are for that backend's own tests.
+// A backend's own tests call Run and RunWrapper with a harness that says how to
+// reach keys that already exist. The suites only open keys, sign and wrap; how
+// keys come to be, what exactly a wrapped key is made of, and faults that only
+// one backend can have, are for that backend's own tests.
 //
 // No signature is believed because our own code says so: beside kms.Verify,
 // each one is put into a compact JWS that go-jose has to accept. Where a

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/go-jose/go-jose/v4"
 
@@ -25,16 +26,36 @@ var ErrExists = errors.New("local keys: a key of that name exists")
 // newRSABits is the modulus length of RSA keys that Create generates.
 const newRSABits = kms.MinRSABits
 
-// Create generates a key for alg, adds it under name to the JWK Set at path,
-// and returns the reference to open it by. The file is made if it is missing,
-// with mode 0600; its folder must be there. RSA keys get 2048 bits.
+// Create generates a signing key for alg, adds it under name to the JWK Set at
+// path, and returns the reference to open it by. The file is made if it is
+// missing, with mode 0600; its folder must be there. RSA keys get 2048 bits.
 //
 // A crash leaves either the old file or the new one, whole and on disk.
 // Creates in several processes wait for each other.
 func Create(path string, alg kms.Algorithm, name string) (ref string, err error) {
-	if !alg.Known() {
+	if !slices.Contains(kms.Algorithms(), alg) {
 		return "", fmt.Errorf("local keys: unknown algorithm %q: use one of %v", string(alg), kms.Algorithms())
 	}
+	return add(path, name, func() (jose.JSONWebKey, error) {
+		private, err := generate(alg)
+		if err != nil {
+			return jose.JSONWebKey{}, fmt.Errorf("generate a key for %s: %w", alg, err)
+		}
+		return jose.JSONWebKey{Key: private, KeyID: name, Algorithm: string(alg), Use: "sig"}, nil
+	})
+}
+
+// CreateWrapping is Create for a wrapping key.
+func CreateWrapping(path, name string) (ref string, err error) {
+	return add(path, name, func() (jose.JSONWebKey, error) {
+		secret := make([]byte, wrappingKeySize)
+		_, _ = rand.Read(secret) // never fails
+		return jose.JSONWebKey{Key: secret, KeyID: name, Algorithm: wrappingAlgorithm, Use: "enc"}, nil
+	})
+}
+
+// add puts the key that generate returns into the file at path.
+func add(path, name string, generate func() (jose.JSONWebKey, error)) (ref string, err error) {
 	if err := checkName(name); err != nil {
 		return "", err
 	}
@@ -51,11 +72,11 @@ func Create(path string, alg kms.Algorithm, name string) (ref string, err error)
 	if _, ok := s.keys[name]; ok {
 		return "", fmt.Errorf("%w: %q in %s", ErrExists, name, path)
 	}
-	private, err := generate(alg)
+	k, err := generate()
 	if err != nil {
-		return "", fmt.Errorf("local keys: generate a key for %s: %w", alg, err)
+		return "", fmt.Errorf("local keys: %w", err)
 	}
-	if err := s.add(jose.JSONWebKey{Key: private, KeyID: name, Algorithm: string(alg), Use: "sig"}); err != nil {
+	if err := s.add(k); err != nil {
 		return "", err
 	}
 	data, err := json.MarshalIndent(s.members, "", "  ")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/go-jose/go-jose/v4"
 	strict "github.com/go-jose/go-jose/v4/json" // refuses duplicate names and inexact case
@@ -19,7 +20,7 @@ const maxFile = 1 << 20
 
 // set is a checked JWK Set file.
 type set struct {
-	keys map[string]jose.JSONWebKey // private keys by kid
+	keys map[string]jose.JSONWebKey // signing and wrapping keys by kid
 
 	// What the file says, for writing it again: members that mean nothing
 	// here are kept.
@@ -72,8 +73,9 @@ func checkMode(path string, info fs.FileInfo) error {
 	return nil
 }
 
-// parseSet reads a private JWK Set. Every key must be a private RSA, EC or
-// Ed25519 key with a "kid" of its own; "alg" and "use" may be absent.
+// parseSet reads a private JWK Set. Every key must have a "kid" of its own and
+// be a signing key (see checkSigningKey) or a wrapping key (see
+// checkWrappingKey).
 func parseSet(data []byte) (*set, error) {
 	s := &set{keys: map[string]jose.JSONWebKey{}}
 	if err := strict.Unmarshal(data, &s.members); err != nil || s.members == nil {
@@ -89,11 +91,8 @@ func parseSet(data []byte) (*set, error) {
 	for i, raw := range s.raw {
 		// The decoder's errors are not passed on: they may quote what it read.
 		var k jose.JSONWebKey
-		if err := strict.Unmarshal(raw, &k); err != nil || !k.Valid() {
-			return nil, fmt.Errorf("key %d is not a valid RSA, EC or Ed25519 JWK", i)
-		}
-		if _, ok := signerOf(k); !ok {
-			return nil, fmt.Errorf("key %d is not a private RSA, EC or Ed25519 key: this file holds signing keys only", i)
+		if err := strict.Unmarshal(raw, &k); err != nil {
+			return nil, fmt.Errorf("key %d is not a valid JWK of type RSA, EC, OKP (Ed25519) or oct", i)
 		}
 		if k.KeyID == "" {
 			return nil, fmt.Errorf("key %d has no \"kid\": give it a name to refer to it by", i)
@@ -101,13 +100,41 @@ func parseSet(data []byte) (*set, error) {
 		if _, twice := s.keys[k.KeyID]; twice {
 			return nil, fmt.Errorf("two keys have the kid %q: give each its own", k.KeyID)
 		}
-		if k.Use != "" && k.Use != "sig" {
-			return nil, fmt.Errorf("key %q has the use %q: this file holds signing keys only", k.KeyID, k.Use)
+		check := checkSigningKey
+		if _, symmetric := k.Key.([]byte); symmetric {
+			check = checkWrappingKey
 		}
-		if k.Algorithm != "" && !kms.Algorithm(k.Algorithm).Known() {
-			return nil, fmt.Errorf("key %q has the alg %q, which is not one of %v", k.KeyID, k.Algorithm, kms.Algorithms())
+		if err := check(k); err != nil {
+			return nil, fmt.Errorf("key %q %w", k.KeyID, err)
 		}
 		s.keys[k.KeyID] = k
 	}
 	return s, nil
+}
+
+// checkSigningKey wants a private RSA, EC or Ed25519 key. "alg" and "use" may
+// be absent.
+func checkSigningKey(k jose.JSONWebKey) error {
+	if _, private := signerOf(k); !private || !k.Valid() {
+		return errors.New("is not a private RSA, EC or Ed25519 key: this file holds private signing keys, and wrapping keys of type oct")
+	}
+	if k.Use != "" && k.Use != "sig" {
+		return fmt.Errorf("has the use %q: a signing key has \"sig\"", k.Use)
+	}
+	if alg := kms.Algorithm(k.Algorithm); alg != "" && !slices.Contains(kms.Algorithms(), alg) {
+		return fmt.Errorf("has the alg %q, which is not one of %v", k.Algorithm, kms.Algorithms())
+	}
+	return nil
+}
+
+// checkWrappingKey wants a symmetric key that says what it is for: one meant to
+// sign HS256 tokens, say, must not wrap by mistake.
+func checkWrappingKey(k jose.JSONWebKey) error {
+	if _, ok := wrappingKeyOf(k); !ok {
+		return fmt.Errorf("is a symmetric key of another length than %d bytes: a wrapping key has that", wrappingKeySize)
+	}
+	if k.Use != "enc" || k.Algorithm != wrappingAlgorithm {
+		return fmt.Errorf("is a symmetric key with the use %q and the alg %q: a wrapping key has \"enc\" and %q", k.Use, k.Algorithm, wrappingAlgorithm)
+	}
+	return nil
 }

@@ -40,7 +40,7 @@ func signerOf(k jose.JSONWebKey) (crypto.Signer, bool) {
 func newKey(b *Backend, jwk jose.JSONWebKey, alg kms.Algorithm) (kms.Key, error) {
 	private, ok := signerOf(jwk)
 	if !ok {
-		return nil, fmt.Errorf("%w: key %q is not a private key", kms.ErrKeyMismatch, jwk.KeyID)
+		return nil, fmt.Errorf("%w: key %q is a wrapping key, which signs nothing: name a signing key, or make one", kms.ErrKeyMismatch, jwk.KeyID)
 	}
 	if err := alg.CheckPublic(private.Public()); err != nil {
 		return nil, fmt.Errorf("key %q: %w", jwk.KeyID, err)
@@ -74,14 +74,11 @@ func (k *key) Public() crypto.PublicKey {
 // Sign implements kms.Key. The signature is computed in this process, within
 // milliseconds: a context that ends meanwhile does not cut it short.
 func (k *key) Sign(ctx context.Context, message []byte) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
+	leave, err := k.backend.enter(ctx)
+	if err != nil {
 		return nil, err
 	}
-	k.backend.mu.RLock()
-	defer k.backend.mu.RUnlock()
-	if k.backend.closed {
-		return nil, errClosed
-	}
+	defer leave()
 	return k.sign(message)
 }
 

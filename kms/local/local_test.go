@@ -3,6 +3,8 @@ package local_test
 import (
 	"bytes"
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -90,6 +92,31 @@ func TestConformance(t *testing.T) {
 		Missing:  "kid=nobody",
 		Nonsense: []string{"kid=", "KID=x", "kid=a\nb", "kid=\xff"},
 	})
+}
+
+func TestWrappingConformance(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	kmstest.RunWrapper(t, kmstest.WrapperHarness{
+		Open:     func(t testing.TB) kms.Backend { return open(t, path) },
+		Key:      createWrapping(t, path, "wrap-1"),
+		Other:    createWrapping(t, path, "wrap-2"),
+		Missing:  "kid=nobody",
+		Nonsense: []string{"kid=", "KID=x", "kid=a\nb", "kid=\xff"},
+		Unfit: map[string]error{
+			create(t, path, kms.ES256, "ec"):  kms.ErrKeyMismatch,
+			create(t, path, kms.RS256, "rsa"): kms.ErrKeyMismatch,
+			create(t, path, kms.EdDSA, "ed"):  kms.ErrKeyMismatch,
+		},
+	})
+}
+
+func createWrapping(t testing.TB, path, name string) string {
+	t.Helper()
+	ref, err := local.CreateWrapping(path, name)
+	if err != nil {
+		t.Fatalf("CreateWrapping(%q): %v", name, err)
+	}
+	return ref
 }
 
 func TestFileOpenToOthersIsRefused(t *testing.T) {
@@ -196,6 +223,86 @@ func TestCreateRefusesTakenAndUnfitNames(t *testing.T) {
 	}
 }
 
+func TestSigningAndWrappingKeysLieSideBySide(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	signs, wraps := create(t, path, kms.ES256, "sign"), createWrapping(t, path, "wrap")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != 0o600 {
+		t.Errorf("mode %04o, want 0600", got)
+	}
+	for _, name := range []string{"sign", "wrap"} {
+		if _, err := local.CreateWrapping(path, name); !errors.Is(err, local.ErrExists) {
+			t.Errorf("taken name %q: got error %v, want %v", name, err, local.ErrExists)
+		}
+		if _, err := local.Create(path, kms.ES256, name); !errors.Is(err, local.ErrExists) {
+			t.Errorf("taken name %q: got error %v, want %v", name, err, local.ErrExists)
+		}
+	}
+	b := open(t, path)
+	if _, err := b.OpenKey(t.Context(), signs, kms.ES256); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.OpenWrapper(t.Context(), wraps); err != nil {
+		t.Error(err)
+	}
+	_, err = b.OpenWrapper(t.Context(), signs)
+	if !errors.Is(err, kms.ErrKeyMismatch) || !strings.Contains(err.Error(), "is a signing key") {
+		t.Errorf("a signing key that is to wrap: got error %v", err)
+	}
+	_, err = b.OpenKey(t.Context(), wraps, kms.ES256)
+	if !errors.Is(err, kms.ErrKeyMismatch) || !strings.Contains(err.Error(), "is a wrapping key") {
+		t.Errorf("a wrapping key that is to sign: got error %v", err)
+	}
+}
+
+// The form is opened, and made, by the standard library with the key that
+// go-jose reads from the file.
+func TestOtherCodeOpensWhatIsWrappedAndTheReverse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	ref := createWrapping(t, path, "wrap")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal(text, &set); err != nil {
+		t.Fatal(err)
+	}
+	secret, ok := set.Key("wrap")[0].Key.([]byte)
+	if !ok || len(secret) != 32 {
+		t.Fatalf("the file has a key of type %T", set.Keys[0].Key)
+	}
+	block, err := aes.NewCipher(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := open(t, path).OpenWrapper(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plaintext, aad := []byte("a data key of 32 bytes, exactly."), []byte("aad")
+	wrapped, err := w.Wrap(t.Context(), plaintext, aad)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := gcm.Open(nil, wrapped[1:13], wrapped[13:], append([]byte{0x31}, aad...))
+	if err != nil || !bytes.Equal(got, plaintext) || wrapped[0] != 0x31 {
+		t.Errorf("the standard library opens %#x… to %q, error %v", wrapped[0], got, err)
+	}
+	nonce := []byte("twelve bytes")
+	theirs := gcm.Seal(append([]byte{0x31}, nonce...), nonce, plaintext, append([]byte{0x31}, aad...))
+	if got, err := w.Unwrap(t.Context(), theirs, aad); err != nil || !bytes.Equal(got, plaintext) {
+		t.Errorf("what it wrapped opens to %q, error %v", got, err)
+	}
+}
+
 func TestConcurrentCreatesLoseNoKey(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys.json")
 	const n = 12
@@ -282,6 +389,13 @@ func TestBadFilesAreRefusedWithoutQuotingThem(t *testing.T) {
 	k := newEC(t)
 	private := jwk(t, jose.JSONWebKey{Key: k, KeyID: "a"})
 	secret := "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
+	secret32 := secret + "tc2VjcmV0LXNlY3I"
+	oct := func(k, use, alg string) string {
+		return fmt.Sprintf(`{"keys":[{"kty":"oct","kid":"a","use":%q,"alg":%q,"k":%q}]}`, use, alg, k)
+	}
+	if _, err := local.New(t.Context(), local.Config{Path: write(t, oct(secret32, "enc", "A256GCM"), 0o600)}); err != nil {
+		t.Fatalf("a good wrapping key: %v", err) // else the bad ones show nothing
+	}
 	for name, text := range map[string]string{
 		"empty":         "",
 		"null":          "null",
@@ -293,7 +407,15 @@ func TestBadFilesAreRefusedWithoutQuotingThem(t *testing.T) {
 		"trailing text": `{"keys":[]} x`,
 		"two keys":      `{"keys":[],"keys":[]}`,
 		"public key":    `{"keys":[` + jwk(t, jose.JSONWebKey{Key: k.Public(), KeyID: "a"}) + `]}`,
-		"symmetric key": `{"keys":[{"kty":"oct","kid":"a","k":"` + secret + `"}]}`,
+		"short secret":  oct(secret, "enc", "A256GCM"),
+		"long secret":   oct(secret+secret, "enc", "A256GCM"),
+		"secret sig":    oct(secret32, "sig", "A256GCM"),
+		"no use":        oct(secret32, "", "A256GCM"),
+		"secret alg":    oct(secret32, "enc", "HS256"),
+		"no secret alg": oct(secret32, "enc", ""),
+		"HS256 key":     `{"keys":[{"kty":"oct","kid":"a","alg":"HS256","k":"` + secret32 + `"}]}`,
+		"secret no kid": `{"keys":[{"kty":"oct","use":"enc","alg":"A256GCM","k":"` + secret32 + `"}]}`,
+		"EC for HS256":  `{"keys":[` + jwk(t, jose.JSONWebKey{Key: k, KeyID: "a", Algorithm: "HS256"}) + `]}`,
 		"garbage in d":  `{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"AAAA","d":"` + secret + `!"}]}`,
 		"no kid":        `{"keys":[` + jwk(t, jose.JSONWebKey{Key: k}) + `]}`,
 		"same kid":      `{"keys":[` + private + `,` + private + `]}`,

@@ -10,12 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"github.com/bulla-project/bulla/kms"
 )
 
-// Backend is a token as a place of signing keys.
+// Backend is a token as a place of signing and wrapping keys.
 type Backend struct {
 	vault  vault
 	cfg    Config
@@ -108,11 +109,20 @@ func (b *Backend) OpenKey(ctx context.Context, ref string, alg kms.Algorithm) (k
 	return k, nil
 }
 
-// reference reads ref and holds it against the configuration.
+// reference reads a signing key's ref and holds it against the configuration.
 func (b *Backend) reference(ref string, alg kms.Algorithm) (Reference, error) {
-	if !alg.Known() {
-		return Reference{}, fmt.Errorf("%w: unknown algorithm %q", kms.ErrKeyMismatch, clip(string(alg)))
+	if !slices.Contains(kms.Algorithms(), alg) {
+		return Reference{}, fmt.Errorf("%w: %q is not an algorithm that a key of a token signs with", kms.ErrKeyMismatch, clip(string(alg)))
 	}
+	r, err := b.anyReference(ref)
+	if err == nil && r.want.class == ckoSecretKey {
+		err = fmt.Errorf("%w: a signing key is type=private, not type=secret-key", kms.ErrReference)
+	}
+	return r, err
+}
+
+// anyReference is reference for any key.
+func (b *Backend) anyReference(ref string) (Reference, error) {
 	r, err := ParseReference(ref)
 	if err != nil {
 		return Reference{}, err
@@ -182,7 +192,7 @@ func (b *Backend) Check(ctx context.Context) error {
 // Stats tells the state of the token and its sessions. It is cheap.
 func (b *Backend) Stats() Stats { return b.vault.stats() }
 
-// Close waits for signatures in flight, but no more than some seconds. The
+// Close waits for calls in flight, but no more than some seconds. The
 // last backend of a token logs out and closes its sessions, the last one of a
 // module finalizes it. If a call is stuck in the module, it and all after it
 // is left undone, because it would crash the process, and Close says so.
@@ -228,6 +238,11 @@ func (k *key) Sign(ctx context.Context, message []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer k.b.leave()
+	return k.sign(ctx, message)
+}
+
+// sign is Sign for those who have entered the backend already.
+func (k *key) sign(ctx context.Context, message []byte) ([]byte, error) {
 	signature, err := k.b.vault.sign(ctx, k.name, k.mechanism, inputOf(k.algorithm, message))
 	if err != nil {
 		return nil, err

@@ -236,7 +236,7 @@ func TestDiagnose(t *testing.T) {
 	hsm := softhsmtest.New(t, "bulla")
 	hsm.GenerateKey("ec", "01", kms.ES256)
 	b := start(t, hsm)
-	refs := []KeyRef{{"object=ec", kms.ES256}, {"object=nobody", kms.ES256}, {"object=ec", kms.RS256}, {"slot-id=1", kms.ES256}}
+	refs := []KeyRef{{Ref: "object=ec", Algorithm: kms.ES256}, {Ref: "object=nobody", Algorithm: kms.ES256}, {Ref: "object=ec", Algorithm: kms.RS256}, {Ref: "slot-id=1", Algorithm: kms.ES256}}
 
 	// A running service signs all the while.
 	k := b.key(t, "object=ec", kms.ES256)
@@ -263,6 +263,25 @@ func TestDiagnose(t *testing.T) {
 	if n := b.lib.logins.Load(); n != 1 {
 		t.Errorf("the diagnosis logged in again: %d logins", n)
 	}
+	wrapping := []KeyRef{{Ref: "object=wrap", Wrapping: true}, {Ref: "object=given", Wrapping: true}, {Ref: "object=rsa", Wrapping: true}, {Ref: "object=ec", Wrapping: true}, {Ref: "object=", Wrapping: true}, {Ref: "object=wrap", Algorithm: kms.ES256}}
+	hsm.GenerateWrappingKey("wrap", "02")
+	hsm.GenerateSecret("AES:16", "given", "03", "--sensitive", "--extractable", "--usage-wrap", "--usage-decrypt")
+	hsm.GenerateKey("rsa", "04", kms.RS256)
+	steps = b.Diagnose(t.Context(), wrapping)
+	wantSteps(t, steps[3:],
+		"key object=wrap ok", "mechanism object=wrap ok", "probe object=wrap ok",
+		"key object=given warning", "mechanism object=given ok", "probe object=given ok",
+		"key object=rsa ok", "mechanism object=rsa ok", "probe object=rsa ok",
+		"key object=ec failed", "mechanism object=ec skipped", "probe object=ec skipped",
+		"key object= failed", "mechanism object= skipped", "probe object= skipped",
+		"key object=wrap failed", "mechanism object=wrap skipped", "probe object=wrap skipped",
+	)
+	for i, detail := range []string{"AES key of 256 bits", "CKM_AES_GCM (0x1087)", "wrapped and unwrapped", "AES key of 128 bits", "", "", "RSA private key", "CKM_RSA_PKCS", "signature"} {
+		if s := steps[3+i]; !containsAll(s.Detail, detail) {
+			t.Errorf("%s of %s: %q does not say %q", s.Name, s.Key, s.Detail, detail)
+		}
+	}
+
 	if err := os.Chmod(hsm.PINFile, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +292,7 @@ func TestDiagnose(t *testing.T) {
 
 func TestDiagnoseSaysAtWhichStepItFails(t *testing.T) {
 	hsm := softhsmtest.New(t, "bulla")
-	ref := []KeyRef{{"object=k", kms.ES256}}
+	ref := []KeyRef{{Ref: "object=k", Algorithm: kms.ES256}}
 	rest := []string{"key object=k skipped", "mechanism object=k skipped", "probe object=k skipped"}
 	for _, tt := range []struct {
 		name   string

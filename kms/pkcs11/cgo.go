@@ -66,12 +66,12 @@ func (b *binding) tokenInfo(slot uint) (tokenInfo, error) {
 // text trims what fixed-size fields are padded with.
 func text(s string) string { return strings.TrimRight(s, " \x00") }
 
-func (b *binding) canSign(slot, mechanism uint) (bool, error) {
+func (b *binding) mechanismFlags(slot, mechanism uint) (uint, error) {
 	i, err := b.c.GetMechanismInfo(slot, []*p11.Mechanism{p11.NewMechanism(mechanism, nil)})
 	if errors.Is(err, p11.Error(p11.CKR_MECHANISM_INVALID)) {
-		return false, nil
+		return 0, nil
 	}
-	return i.Flags&p11.CKF_SIGN != 0, call("C_GetMechanismInfo", err)
+	return i.Flags, call("C_GetMechanismInfo", err)
 }
 
 func (b *binding) openSession(slot uint) (uint, error) {
@@ -98,17 +98,22 @@ func (b *binding) logout(session uint) error {
 	return call("C_Logout", b.c.Logout(p11.SessionHandle(session)))
 }
 
-func (b *binding) find(session uint, template []attribute) ([]uint, error) {
-	attributes := make([]*p11.Attribute, len(template))
+// attributes is a template in the binding's form.
+func attributes(template []attribute) []*p11.Attribute {
+	out := make([]*p11.Attribute, len(template))
 	for i, a := range template {
 		if a.ulong {
-			attributes[i] = p11.NewAttribute(a.kind, a.num)
+			out[i] = p11.NewAttribute(a.kind, a.num)
 		} else {
-			attributes[i] = p11.NewAttribute(a.kind, a.bytes)
+			out[i] = p11.NewAttribute(a.kind, a.bytes)
 		}
 	}
+	return out
+}
+
+func (b *binding) find(session uint, template []attribute) ([]uint, error) {
 	s := p11.SessionHandle(session)
-	if err := b.c.FindObjectsInit(s, attributes); err != nil {
+	if err := b.c.FindObjectsInit(s, attributes(template)); err != nil {
 		return nil, call("C_FindObjectsInit", err)
 	}
 	var out []uint
@@ -146,4 +151,50 @@ func (b *binding) sign(session, key uint, m mechanism, input []byte) ([]byte, er
 	}
 	signature, err := b.c.Sign(s, input)
 	return signature, call("C_Sign", err)
+}
+
+// gcmTagBits is the length of a GCM tag.
+const gcmTagBits = 128
+
+func (b *binding) encryptGCM(session, key uint, iv, aad, plaintext []byte) (ciphertext, used []byte, err error) {
+	params := p11.NewGCMParams(iv, aad, gcmTagBits)
+	defer params.Free()
+	s := p11.SessionHandle(session)
+	if err := b.c.EncryptInit(s, []*p11.Mechanism{p11.NewMechanism(ckmAESGCM, params)}, p11.ObjectHandle(key)); err != nil {
+		return nil, nil, call("C_EncryptInit", err)
+	}
+	ciphertext, err = b.c.Encrypt(s, plaintext)
+	return ciphertext, params.IV(), call("C_Encrypt", err)
+}
+
+func (b *binding) decryptGCM(session, key uint, iv, aad, ciphertext []byte) ([]byte, error) {
+	params := p11.NewGCMParams(iv, aad, gcmTagBits)
+	defer params.Free()
+	s := p11.SessionHandle(session)
+	if err := b.c.DecryptInit(s, []*p11.Mechanism{p11.NewMechanism(ckmAESGCM, params)}, p11.ObjectHandle(key)); err != nil {
+		return nil, call("C_DecryptInit", err)
+	}
+	plaintext, err := b.c.Decrypt(s, ciphertext)
+	return plaintext, call("C_Decrypt", err)
+}
+
+func (b *binding) createObject(session uint, template []attribute) (uint, error) {
+	o, err := b.c.CreateObject(p11.SessionHandle(session), attributes(template))
+	return uint(o), call("C_CreateObject", err)
+}
+
+func (b *binding) destroyObject(session, object uint) error {
+	return call("C_DestroyObject", b.c.DestroyObject(p11.SessionHandle(session), p11.ObjectHandle(object)))
+}
+
+func (b *binding) wrapKey(session, mechanism, wrapping, object uint) ([]byte, error) {
+	wrapped, err := b.c.WrapKey(p11.SessionHandle(session), []*p11.Mechanism{p11.NewMechanism(mechanism, nil)},
+		p11.ObjectHandle(wrapping), p11.ObjectHandle(object))
+	return wrapped, call("C_WrapKey", err)
+}
+
+func (b *binding) unwrapKey(session, mechanism, unwrapping uint, wrapped []byte, template []attribute) (uint, error) {
+	o, err := b.c.UnwrapKey(p11.SessionHandle(session), []*p11.Mechanism{p11.NewMechanism(mechanism, nil)},
+		p11.ObjectHandle(unwrapping), wrapped, attributes(template))
+	return uint(o), call("C_UnwrapKey", err)
 }

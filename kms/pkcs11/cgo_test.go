@@ -16,6 +16,12 @@ func signInitOnly(b *binding, session, key uint) error {
 // forbidSigning sets CKA_SIGN of a private key to false.
 func forbidSigning(t testing.TB, b *bench, label string) {
 	t.Helper()
+	set(t, b, label, ckoPrivateKey, ckaSign, false)
+}
+
+// set changes an attribute of a key, as the owner of the token may.
+func set(t testing.TB, b *bench, label string, class, kind uint, value bool) {
+	t.Helper()
 	l := mustLink(t, b)
 	c := l.lib.(*meddler).cryptoki.(*binding)
 	s, err := c.c.OpenSession(l.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
@@ -23,11 +29,11 @@ func forbidSigning(t testing.TB, b *bench, label string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.c.CloseSession(s) }()
-	objects, err := c.find(uint(s), selector{label: label, byLabel: true}.template())
+	objects, err := c.find(uint(s), selector{label: label, byLabel: true}.template(class))
 	if err != nil || len(objects) != 1 {
 		t.Fatalf("found %d objects, error %v", len(objects), err)
 	}
-	if err := c.c.SetAttributeValue(s, p11.ObjectHandle(objects[0]), []*p11.Attribute{p11.NewAttribute(p11.CKA_SIGN, false)}); err != nil {
+	if err := c.c.SetAttributeValue(s, p11.ObjectHandle(objects[0]), []*p11.Attribute{p11.NewAttribute(kind, value)}); err != nil {
 		t.Fatal(err)
 	}
 }

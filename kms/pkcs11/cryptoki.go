@@ -26,7 +26,7 @@ type cryptoki interface {
 
 	slots() ([]uint, error) // those with a token
 	tokenInfo(slot uint) (tokenInfo, error)
-	canSign(slot, mechanism uint) (bool, error)
+	mechanismFlags(slot, mechanism uint) (uint, error) // CKF_…; 0 if the slot has it not
 
 	openSession(slot uint) (uint, error) // read-only
 	closeSession(session uint) error
@@ -37,13 +37,24 @@ type cryptoki interface {
 	find(session uint, template []attribute) ([]uint, error)
 	attribute(session, object, kind uint) ([]byte, error)
 	sign(session, key uint, m mechanism, input []byte) ([]byte, error)
+
+	// encryptGCM and decryptGCM are CKM_AES_GCM with a tag of 128 bits at the
+	// end of the ciphertext. used is the IV that the module says it took: some
+	// take one of their own.
+	encryptGCM(session, key uint, iv, aad, plaintext []byte) (ciphertext, used []byte, err error)
+	decryptGCM(session, key uint, iv, aad, ciphertext []byte) ([]byte, error)
+
+	createObject(session uint, template []attribute) (uint, error)
+	destroyObject(session, object uint) error
+	wrapKey(session, mechanism, wrapping, object uint) ([]byte, error)
+	unwrapKey(session, mechanism, unwrapping uint, wrapped []byte, template []attribute) (uint, error)
 }
 
 // loader loads the library at path. A library once loaded is never unloaded:
 // it may have left threads and exit handlers behind that still need its code.
 type loader func(path string) (cryptoki, error)
 
-// attribute is one line of a search template.
+// attribute is one line of a template, of a search or of a new object.
 type attribute struct {
 	kind  uint // CKA_…
 	ulong bool // value is number, else bytes
@@ -68,14 +79,22 @@ type tokenInfo struct {
 const (
 	ckaClass              = 0x000
 	ckaToken              = 0x001
+	ckaPrivate            = 0x002
 	ckaLabel              = 0x003
 	ckaValue              = 0x011
 	ckaCertificateType    = 0x080
+	ckaCheckValue         = 0x090
 	ckaKeyType            = 0x100
 	ckaID                 = 0x102
+	ckaSensitive          = 0x103
+	ckaEncrypt            = 0x104
+	ckaDecrypt            = 0x105
+	ckaWrap               = 0x106
+	ckaUnwrap             = 0x107
 	ckaSign               = 0x108
 	ckaModulus            = 0x120
 	ckaPublicExponent     = 0x122
+	ckaValueLen           = 0x161
 	ckaExtractable        = 0x162
 	ckaECParams           = 0x180
 	ckaECPoint            = 0x181
@@ -84,11 +103,22 @@ const (
 	ckoCertificate = 1
 	ckoPublicKey   = 2
 	ckoPrivateKey  = 3
+	ckoSecretKey   = 4
 
-	ckkRSA       = 0x00
-	ckkEC        = 0x03
-	ckkECEdwards = 0x40
+	ckkRSA           = 0x00
+	ckkEC            = 0x03
+	ckkGenericSecret = 0x10
+	ckkAES           = 0x1F
+	ckkECEdwards     = 0x40
 
+	// Of a mechanism.
+	ckfEncrypt = 0x00000100
+	ckfDecrypt = 0x00000200
+	ckfSign    = 0x00000800
+	ckfWrap    = 0x00020000
+	ckfUnwrap  = 0x00040000
+
+	// Of a token.
 	ckfLoginRequired      = 0x00000004
 	ckfUserPINInitialized = 0x00000008
 	ckfTokenInitialized   = 0x00000400
@@ -98,6 +128,14 @@ const (
 
 	unavailableInformation = ^uint(0)
 )
+
+// boolean is an attribute of type CK_BBOOL.
+func boolean(kind uint, value bool) attribute {
+	if value {
+		return attribute{kind: kind, bytes: []byte{1}}
+	}
+	return attribute{kind: kind, bytes: []byte{0}}
+}
 
 // ulong reads a CK_ULONG attribute, which is in the machine's own byte order
 // and size; unavailableInformation if it is anything else.

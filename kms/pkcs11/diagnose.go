@@ -13,9 +13,9 @@ const (
 	StepModule    = "module"    // the library loads and answers
 	StepToken     = "token"     // the module has the token
 	StepLogin     = "login"     // the token accepts the PIN
-	StepKey       = "key"       // the reference names one key that fits its algorithm
-	StepMechanism = "mechanism" // the token offers the algorithm's mechanism
-	StepProbe     = "probe"     // the key signs, and its public key verifies
+	StepKey       = "key"       // the reference names one key that fits its purpose
+	StepMechanism = "mechanism" // the token offers a mechanism for it
+	StepProbe     = "probe"     // the key signs, and its public key verifies; or it wraps and unwraps
 )
 
 // Outcome is how a step went.
@@ -29,11 +29,11 @@ const (
 	Skipped Outcome = "skipped" // a step before it failed
 )
 
-// KeyRef is a key to look at: a reference and the algorithm it is to sign
-// with.
+// KeyRef is a key to look at: a reference and what the key is for.
 type KeyRef struct {
 	Ref       string
-	Algorithm kms.Algorithm
+	Algorithm kms.Algorithm // of a signing key
+	Wrapping  bool          // it is a wrapping key, and has no Algorithm
 }
 
 // Step is one line of a diagnosis.
@@ -46,8 +46,8 @@ type Step struct {
 	Err     error  // of a failed step: wraps the sentinel of package kms
 }
 
-// Diagnose walks from the module to a signature of each key, and tells at each
-// step what it saw and what to do. It works beside running signatures and
+// Diagnose walks from the module to a signature of each signing key and a round
+// trip of each wrapping key, and tells at each step what it saw and what to do. It works beside running calls and
 // beside other processes, uses this backend's own sessions, changes nothing on
 // the token, and obeys the rules for PINs: it makes no login that the backend
 // would not make.
@@ -60,7 +60,13 @@ func (b *Backend) Diagnose(ctx context.Context, refs []KeyRef) []Step {
 	steps := b.stages(x)
 	up := x.problem == nil && x.err == nil
 	for _, ref := range refs {
-		steps = append(steps, b.diagnoseKey(ctx, ref, up)...)
+		k := newKeySteps(ref)
+		if ref.Wrapping {
+			b.diagnoseWrapping(ctx, ref, up, k)
+		} else {
+			b.diagnoseKey(ctx, ref, up, k)
+		}
+		steps = append(steps, k.found, k.mechanism, k.probe)
 	}
 	return steps
 }
@@ -105,52 +111,93 @@ func (b *Backend) stages(x examination) []Step {
 	return steps
 }
 
-// diagnoseKey tells of one key.
-func (b *Backend) diagnoseKey(ctx context.Context, ref KeyRef, up bool) []Step {
-	name := clip(ref.Ref)
-	found := Step{Name: StepKey, Key: name, Outcome: Skipped}
-	mech := Step{Name: StepMechanism, Key: name, Outcome: Skipped}
-	probed := Step{Name: StepProbe, Key: name, Outcome: Skipped}
-	done := func() []Step { return []Step{found, mech, probed} }
+// keySteps are the steps about one key.
+type keySteps struct{ found, mechanism, probe Step }
 
+func newKeySteps(ref KeyRef) *keySteps {
+	step := func(name string) Step { return Step{Name: name, Key: clip(ref.Ref), Outcome: Skipped} }
+	return &keySteps{step(StepKey), step(StepMechanism), step(StepProbe)}
+}
+
+// diagnoseKey tells of one signing key.
+func (b *Backend) diagnoseKey(ctx context.Context, ref KeyRef, up bool, k *keySteps) {
 	r, err := b.reference(ref.Ref, ref.Algorithm)
 	if err != nil {
-		found.fail(err)
-		return done()
+		k.found.fail(err)
+		return
 	}
 	if !up {
-		return done()
+		return
 	}
 	f, err := b.vault.open(ctx, r.want, ref.Algorithm.KeyType())
 	if err != nil {
-		found.fail(err)
-		return done()
+		k.found.fail(err)
+		return
 	}
-	found.Outcome, found.Detail = Passed, fmt.Sprintf("%s private key with %d public", ref.Algorithm.KeyType(), len(f.publics))
+	k.found.Outcome, k.found.Detail = Passed, fmt.Sprintf("%s private key with %d public", ref.Algorithm.KeyType(), len(f.publics))
 	if f.extractable {
-		found.Outcome = Warned
-		found.Advice = "the token would give this private key away (CKA_EXTRACTABLE is true): make a new key that is sensitive and not extractable"
+		k.found.warnExtractable()
 	}
 
 	m := mechanismOf(ref.Algorithm)
-	switch ok, err := b.vault.canSign(ctx, m); {
+	switch flags, err := b.vault.offers(ctx, m.kind); {
 	case err != nil:
-		mech.fail(err)
-	case !ok:
+		k.mechanism.fail(err)
+	case flags&ckfSign == 0:
 		// Some modules' lists leave out what they can do; the probe decides.
-		mech.Outcome = Warned
-		mech.Detail = fmt.Sprintf("the token does not list %v for signing", m)
-		mech.Advice = fmt.Sprintf("if the probe fails, %s cannot be used on this token: choose another algorithm", ref.Algorithm)
+		k.mechanism.Outcome = Warned
+		k.mechanism.Detail = fmt.Sprintf("the token does not list %v for signing", m)
+		k.mechanism.Advice = fmt.Sprintf("if the probe fails, %s cannot be used on this token: choose another algorithm", ref.Algorithm)
 	default:
-		mech.Outcome, mech.Detail = Passed, m.String()
+		k.mechanism.Outcome, k.mechanism.Detail = Passed, m.String()
 	}
 
 	if _, err := b.bind(ctx, r.want.selector, f, ref.Algorithm); err != nil {
-		probed.fail(err)
+		k.probe.fail(err)
 	} else {
-		probed.Outcome, probed.Detail = Passed, fmt.Sprintf("a signature with %s verifies", ref.Algorithm)
+		k.probe.Outcome, k.probe.Detail = Passed, fmt.Sprintf("a signature with %s verifies", ref.Algorithm)
 	}
-	return done()
+}
+
+// diagnoseWrapping tells of one wrapping key. The mechanism is the one that a
+// data key was wrapped by, so it is known only if the probe passed.
+func (b *Backend) diagnoseWrapping(ctx context.Context, ref KeyRef, up bool, k *keySteps) {
+	r, err := b.anyReference(ref.Ref)
+	if err != nil {
+		k.found.fail(err)
+		return
+	}
+	if !up {
+		return
+	}
+	f, err := b.vault.openWrapping(ctx, r.want)
+	if err != nil {
+		k.found.fail(err)
+		return
+	}
+	k.found.Outcome, k.found.Detail = Passed, "RSA private key, which wraps by its signatures"
+	if f.kind == kms.Oct {
+		k.found.Detail = fmt.Sprintf("AES key of %d bits", f.bits)
+	}
+	if f.extractable {
+		k.found.warnExtractable()
+	}
+	_, mechanism, err := b.bindWrapper(ctx, r.want.selector, f)
+	if err != nil {
+		k.probe.fail(err)
+		return
+	}
+	k.mechanism.Outcome, k.mechanism.Detail = Passed, mechanismName(mechanism)
+	k.probe.Outcome, k.probe.Detail = Passed, "a random data key was wrapped and unwrapped"
+	if f.kind == kms.RSA {
+		k.probe.Detail = "a signature, which wraps, verifies"
+	}
+}
+
+// warnExtractable says that the token would give the key away.
+func (s *Step) warnExtractable() {
+	s.Outcome = Warned
+	s.Advice = "the token would give this key away (CKA_EXTRACTABLE is true): make a new key that is sensitive and not extractable"
 }
 
 // fail fills in what went wrong and the advice that goes with it.
@@ -162,8 +209,8 @@ func (s *Step) fail(err error) {
 	}{
 		{kms.ErrReference, "correct the key reference in the configuration"},
 		{kms.ErrKeyNotFound, "correct the reference, or create the key on the token"},
-		{kms.ErrKeyMismatch, "use a key that fits the algorithm, or the algorithm that fits the key"},
-		{kms.ErrKeyDisabled, "use a key that is allowed to sign"},
+		{kms.ErrKeyMismatch, "use a key that fits the purpose (for signing, the algorithm), or an algorithm that fits the key"},
+		{kms.ErrKeyDisabled, "use a key whose attributes allow what it is for"},
 		{kms.ErrThrottled, "lower the number of sessions, or free sessions on the token"},
 		{kms.ErrUnavailable, "see the steps before, and look again in a few seconds"},
 		{context.DeadlineExceeded, "the module or its token may hang; allow more time, or look at the token's own log"},

@@ -1,6 +1,6 @@
-// Package pkcs11 keeps signing keys in a PKCS#11 token: a hardware security
-// module, or SoftHSM. It implements the contract of package kms on one token
-// of one module.
+// Package pkcs11 keeps signing and wrapping keys in a PKCS#11 token: a hardware
+// security module, or SoftHSM. It implements the contract of package kms on one
+// token of one module.
 //
 // A PKCS#11 module is a C library loaded into the process, and it is not kind
 // to its callers. A session that two threads use at once, or a C_Finalize
@@ -8,18 +8,20 @@
 // moment because somebody else touched the token; a PIN tried too often locks
 // it for good. This package exists to hold those rules in one place:
 //
-//   - A signature in flight has a session of its own, from a bounded pool. One
-//     more session does nothing but keep the login.
+//   - A signature in flight, or a data key being wrapped, has a session of its
+//     own, from a bounded pool. One more session does nothing but keep the
+//     login.
 //   - C_Initialize is called once for a module and process, however many
 //     tokens are used of it ([Modules]). C_Finalize and C_Logout are called
 //     only while no other call is inside the module; if one does not come out
 //     within two seconds, they are not called at all.
 //   - An error costs its session. Where the table in errors.go says that a
 //     session or a handle went stale, the session is replaced, the login made
-//     sure of, the key found again and its public half compared, and the
-//     signature tried once more. Where the token or the module is gone,
-//     callers get [kms.ErrUnavailable] at once while the module is
-//     initialized again, every few seconds at most.
+//     sure of, the key found again and compared with what it was (by its public
+//     half, or by what the token shows of a secret key), and the call made once
+//     more. Where the token or the module is gone, callers get
+//     [kms.ErrUnavailable] at once while the module is initialized again, every
+//     few seconds at most.
 //   - A PIN that was refused is not sent again until the content of its file
 //     changes, and no PIN is sent to a token that reports failed attempts,
 //     unless [Config].InsistOnLogin says so.
@@ -28,7 +30,11 @@
 //     probe signature at open that the private key belongs to the public one.
 //
 // Messages are hashed in Go and signed with the raw mechanisms, which are the
-// ones that all modules have.
+// ones that all modules have. Data keys are wrapped by the token with AES-GCM,
+// else with AES key wrap, else under a key that comes from an RSA signature
+// ([Backend.OpenWrapper] says how, and why it is authentic each time). Modules
+// have no one error for "this was changed", so a wrapped key is only called bad
+// while another, made when the key was opened, still opens.
 //
 // What an operator has to edit (an empty module path, no token) fails [New].
 // What may heal by itself does not: a missing module file, token or PIN file,

@@ -27,9 +27,9 @@ const (
 	// refused: the PIN was not accepted. No further login until its file
 	// changes.
 	refused
-	// forbidden: the key's attributes do not let it sign.
+	// forbidden: the key's attributes do not let it sign, or wrap.
 	forbidden
-	// unfit: the token cannot sign in this way with this key.
+	// unfit: the token cannot sign, or wrap, in this way with this key.
 	unfit
 )
 
@@ -48,6 +48,8 @@ var codes = map[ckr]struct {
 	0x0005: {"CKR_GENERAL_ERROR", stale},
 	0x0006: {"CKR_FUNCTION_FAILED", stale},
 	0x0030: {"CKR_DEVICE_ERROR", stale},
+	0x00F0: {"CKR_UNWRAPPING_KEY_HANDLE_INVALID", stale},
+	0x0113: {"CKR_WRAPPING_KEY_HANDLE_INVALID", stale},
 
 	0x0032: {"CKR_DEVICE_REMOVED", gone},
 	0x00E0: {"CKR_TOKEN_NOT_PRESENT", gone},
@@ -71,21 +73,36 @@ var codes = map[ckr]struct {
 	0x0063: {"CKR_KEY_TYPE_INCONSISTENT", unfit},
 	0x0070: {"CKR_MECHANISM_INVALID", unfit},
 	0x0071: {"CKR_MECHANISM_PARAM_INVALID", unfit},
+	0x00F2: {"CKR_UNWRAPPING_KEY_SIZE_RANGE", unfit},
+	0x00F3: {"CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT", unfit},
+	0x0114: {"CKR_WRAPPING_KEY_SIZE_RANGE", unfit},
+	0x0115: {"CKR_WRAPPING_KEY_TYPE_INCONSISTENT", unfit},
 
 	// Only names: no rule of their own.
 	0x0001: {"CKR_CANCEL", fault},
 	0x0002: {"CKR_HOST_MEMORY", fault},
 	0x0007: {"CKR_ARGUMENTS_BAD", fault},
 	0x000A: {"CKR_CANT_LOCK", fault},
+	0x0010: {"CKR_ATTRIBUTE_READ_ONLY", fault},
 	0x0011: {"CKR_ATTRIBUTE_SENSITIVE", fault},
 	0x0012: {"CKR_ATTRIBUTE_TYPE_INVALID", fault},
+	0x0013: {"CKR_ATTRIBUTE_VALUE_INVALID", fault},
 	0x0020: {"CKR_DATA_INVALID", fault},
+	0x0040: {"CKR_ENCRYPTED_DATA_INVALID", fault},
+	0x0041: {"CKR_ENCRYPTED_DATA_LEN_RANGE", fault},
 	0x0050: {"CKR_FUNCTION_CANCELED", fault},
 	0x0054: {"CKR_FUNCTION_NOT_SUPPORTED", fault},
+	0x0069: {"CKR_KEY_NOT_WRAPPABLE", fault},
+	0x006A: {"CKR_KEY_UNEXTRACTABLE", fault},
 	0x0091: {"CKR_OPERATION_NOT_INITIALIZED", fault},
+	0x00B5: {"CKR_SESSION_READ_ONLY", fault},
+	0x00D0: {"CKR_TEMPLATE_INCOMPLETE", fault},
+	0x00D1: {"CKR_TEMPLATE_INCONSISTENT", fault},
 	0x0100: {"CKR_USER_ALREADY_LOGGED_IN", fault},
 	0x0102: {"CKR_USER_PIN_NOT_INITIALIZED", fault},
 	0x0104: {"CKR_USER_ANOTHER_ALREADY_LOGGED_IN", fault},
+	0x0110: {"CKR_WRAPPED_KEY_INVALID", fault},
+	0x0112: {"CKR_WRAPPED_KEY_LEN_RANGE", fault},
 	0x0150: {"CKR_BUFFER_TOO_SMALL", fault},
 	0x0191: {"CKR_CRYPTOKI_ALREADY_INITIALIZED", fault},
 	0x0200: {"CKR_FUNCTION_REJECTED", fault},
@@ -175,7 +192,7 @@ func contract(err error) error {
 func carriesSentinel(err error) bool {
 	for _, s := range []error{
 		kms.ErrUnavailable, kms.ErrThrottled, kms.ErrKeyNotFound,
-		kms.ErrKeyDisabled, kms.ErrKeyMismatch, kms.ErrReference,
+		kms.ErrKeyDisabled, kms.ErrKeyMismatch, kms.ErrUnwrap, kms.ErrReference,
 	} {
 		if errors.Is(err, s) {
 			return true

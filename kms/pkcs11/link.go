@@ -241,6 +241,15 @@ func (l *link) check(ctx context.Context) error {
 
 // sign signs input with key.
 func (l *link) sign(ctx context.Context, key keyName, m mechanism, input []byte) ([]byte, error) {
+	return l.with(ctx, key, func(s *session, object uint) ([]byte, error) {
+		sig, err := l.lib.sign(s.handle, object, m, input)
+		return sig, l.spoil(s, err)
+	})
+}
+
+// with runs use with a session and the object that key is now, and once more
+// with both found anew if they turn out to be stale.
+func (l *link) with(ctx context.Context, key keyName, use func(s *session, object uint) ([]byte, error)) ([]byte, error) {
 	return withSession(ctx, l, func(s *session) ([]byte, error) {
 		var last place
 		return steady(l, s, func() ([]byte, error) {
@@ -249,17 +258,16 @@ func (l *link) sign(ctx context.Context, key keyName, m mechanism, input []byte)
 				return nil, err
 			}
 			last = at
-			sig, err := l.lib.sign(s.handle, at.object, m, input)
-			return sig, l.spoil(s, err)
+			return use(s, at.object)
 		})
 	})
 }
 
-// canSign asks whether the token offers m for signing.
-func (l *link) canSign(ctx context.Context, m mechanism) (bool, error) {
-	return withSession(ctx, l, func(*session) (bool, error) {
-		ok, err := l.lib.canSign(l.slot, m.kind)
-		return ok, l.t.noted(err)
+// offers asks what the token offers a mechanism for.
+func (l *link) offers(ctx context.Context, mechanism uint) (uint, error) {
+	return withSession(ctx, l, func(*session) (uint, error) {
+		flags, err := l.lib.mechanismFlags(l.slot, mechanism)
+		return flags, l.t.noted(err)
 	})
 }
 
@@ -349,8 +357,12 @@ func (l *link) known(key keyName, stale uint64) (place, bool) {
 	return at, true
 }
 
-// locate finds the private key object with key's name and public half.
+// locate finds the private key object with key's name and public half, or the
+// secret key object with its name and traits.
 func (l *link) locate(s *session, key keyName) (uint, error) {
+	if key.kind == kms.Oct {
+		return l.locateSecret(s, key)
+	}
 	objects, err := l.candidates(s, key.selector, key.kind)
 	if err != nil {
 		return 0, err
@@ -366,12 +378,17 @@ func (l *link) locate(s *session, key keyName) (uint, error) {
 			}
 		}
 	}
-	return 0, fmt.Errorf("%w: %s is another key now than when it was opened; put the old one back, or restart to use the new one", kms.ErrKeyMismatch, key.selector)
+	return 0, anotherKey(key.selector)
+}
+
+// anotherKey is the answer to a key that was replaced while it was open.
+func anotherKey(sel selector) error {
+	return fmt.Errorf("%w: %s is another key now than when it was opened; put the old one back, or restart to use the new one", kms.ErrKeyMismatch, sel)
 }
 
 // candidates are the private keys of one type that sel names, at least one.
 func (l *link) candidates(s *session, sel selector, kind kms.KeyType) ([]uint, error) {
-	objects, err := l.lib.find(s.handle, sel.template())
+	objects, err := l.lib.find(s.handle, sel.template(ckoPrivateKey))
 	if err != nil {
 		return nil, l.spoil(s, err)
 	}
@@ -407,19 +424,26 @@ func (l *link) candidates(s *session, sel selector, kind kms.KeyType) ([]uint, e
 
 // find is open of the vault.
 func (l *link) find(ctx context.Context, want wanted, kind kms.KeyType) (found, error) {
+	return search(ctx, l, want, func(s *session) (found, error) { return l.read(s, want.selector, kind) })
+}
+
+// search runs read with a session, at the desk and logged in, if want is about
+// this token.
+func search[T any](ctx context.Context, l *link, want wanted, read func(*session) (T, error)) (T, error) {
+	var zero T
 	if why := want.disagrees(l.info); why != "" {
-		return found{}, fmt.Errorf("%w: %s", kms.ErrReference, why)
+		return zero, fmt.Errorf("%w: %s", kms.ErrReference, why)
 	}
-	return withSession(ctx, l, func(s *session) (found, error) {
-		return steady(l, s, func() (found, error) {
+	return withSession(ctx, l, func(s *session) (T, error) {
+		return steady(l, s, func() (T, error) {
 			if err := l.takeDesk(ctx); err != nil {
-				return found{}, err
+				return zero, err
 			}
 			defer l.leaveDesk()
 			if err := l.ensureLogin(ctx); err != nil {
-				return found{}, err
+				return zero, err
 			}
-			return l.read(s, want.selector, kind)
+			return read(s)
 		})
 	})
 }

@@ -166,7 +166,7 @@ func TestPINIsNeverShown(t *testing.T) {
 		if err := b.Check(t.Context()); err != nil {
 			shown.WriteString(err.Error())
 		}
-		for _, s := range b.Diagnose(t.Context(), []KeyRef{{"object=none", kms.ES256}}) {
+		for _, s := range b.Diagnose(t.Context(), []KeyRef{{Ref: "object=none", Algorithm: kms.ES256}}) {
 			shown.WriteString(s.Detail + s.Advice)
 		}
 		shown.WriteString(b.Stats().Reason)

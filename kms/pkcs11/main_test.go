@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,6 +25,14 @@ type meddler struct {
 	cryptoki
 	mu   sync.Mutex
 	hook func(call string) error // guarded by mu
+
+	// hide are mechanisms that the token does not list, and hideAttribute one
+	// that it does not show. Set before use.
+	hide          []uint
+	hideAttribute uint
+
+	twist atomic.Bool            // signatures, ciphertexts and wrapped keys have a wrong bit
+	ownIV atomic.Pointer[[]byte] // taken instead of the IV that is given
 
 	logins, inits, opens, closes, signs atomic.Int64
 }
@@ -109,7 +118,76 @@ func (m *meddler) sign(session, key uint, mech mechanism, input []byte) ([]byte,
 	if err := m.before("sign"); err != nil {
 		return nil, err
 	}
-	return m.cryptoki.sign(session, key, mech, input)
+	signature, err := m.cryptoki.sign(session, key, mech, input)
+	return m.twisted(signature), err
+}
+
+func (m *meddler) mechanismFlags(slot, mechanism uint) (uint, error) {
+	if slices.Contains(m.hide, mechanism) {
+		return 0, nil
+	}
+	return m.cryptoki.mechanismFlags(slot, mechanism)
+}
+
+func (m *meddler) encryptGCM(session, key uint, iv, aad, plaintext []byte) (ciphertext, used []byte, err error) {
+	if err := m.before("encrypt"); err != nil {
+		return nil, nil, err
+	}
+	if own := m.ownIV.Load(); own != nil {
+		iv = *own
+	}
+	ciphertext, used, err = m.cryptoki.encryptGCM(session, key, iv, aad, plaintext)
+	return m.twisted(ciphertext), used, err
+}
+
+func (m *meddler) twisted(b []byte) []byte {
+	if m.twist.Load() && len(b) > 0 {
+		b[len(b)/2] ^= 1
+	}
+	return b
+}
+
+func (m *meddler) attribute(session, object, kind uint) ([]byte, error) {
+	if kind == m.hideAttribute && kind != 0 {
+		return nil, &callError{"C_GetAttributeValue", 0x12}
+	}
+	return m.cryptoki.attribute(session, object, kind)
+}
+
+func (m *meddler) decryptGCM(session, key uint, iv, aad, ciphertext []byte) ([]byte, error) {
+	if err := m.before("decrypt"); err != nil {
+		return nil, err
+	}
+	return m.cryptoki.decryptGCM(session, key, iv, aad, ciphertext)
+}
+
+func (m *meddler) createObject(session uint, template []attribute) (uint, error) {
+	if err := m.before("createObject"); err != nil {
+		return 0, err
+	}
+	return m.cryptoki.createObject(session, template)
+}
+
+func (m *meddler) destroyObject(session, object uint) error {
+	if err := m.before("destroyObject"); err != nil {
+		return err
+	}
+	return m.cryptoki.destroyObject(session, object)
+}
+
+func (m *meddler) wrapKey(session, mechanism, wrapping, object uint) ([]byte, error) {
+	if err := m.before("wrapKey"); err != nil {
+		return nil, err
+	}
+	wrapped, err := m.cryptoki.wrapKey(session, mechanism, wrapping, object)
+	return m.twisted(wrapped), err
+}
+
+func (m *meddler) unwrapKey(session, mechanism, unwrapping uint, wrapped []byte, template []attribute) (uint, error) {
+	if err := m.before("unwrapKey"); err != nil {
+		return 0, err
+	}
+	return m.cryptoki.unwrapKey(session, mechanism, unwrapping, wrapped, template)
 }
 
 // bench is a backend on a real token behind a meddler.

@@ -27,14 +27,23 @@ const (
 	ckmRSAPKCSPSS = 0x000D
 	ckmECDSA      = 0x1041
 	ckmEdDSA      = 0x1057
+
+	ckmAESGCM        = 0x1087
+	ckmAESKeyWrap    = 0x2109 // RFC 3394
+	ckmAESKeyWrapPad = 0x210A // RFC 5649 in SoftHSM and others, PKCS#7 padding in some
+	ckmAESKeyWrapKWP = 0x210B // RFC 5649 (v3.0)
 )
 
 // mechanismNames are those that appear in messages.
 var mechanismNames = map[uint]string{
 	ckmRSAPKCS: "CKM_RSA_PKCS", ckmRSAPKCSPSS: "CKM_RSA_PKCS_PSS", ckmECDSA: "CKM_ECDSA", ckmEdDSA: "CKM_EDDSA",
+	ckmAESGCM: "CKM_AES_GCM", ckmAESKeyWrap: "CKM_AES_KEY_WRAP", ckmAESKeyWrapPad: "CKM_AES_KEY_WRAP_PAD", ckmAESKeyWrapKWP: "CKM_AES_KEY_WRAP_KWP",
 }
 
-func (m mechanism) String() string { return fmt.Sprintf("%s (0x%X)", mechanismNames[m.kind], m.kind) }
+func (m mechanism) String() string { return mechanismName(m.kind) }
+
+// mechanismName is the name and number of CKM_….
+func mechanismName(kind uint) string { return fmt.Sprintf("%s (0x%X)", mechanismNames[kind], kind) }
 
 // pssNumbers are CKM_SHA… and CKG_MGF1_SHA… of a hash function.
 var pssNumbers = map[crypto.Hash][2]uint{

@@ -12,7 +12,7 @@ import (
 // maxReference bounds a key reference, in bytes.
 const maxReference = 1024
 
-// Reference names a private key. It is read from text by ParseReference.
+// Reference names a signing or a wrapping key. It is read from text by ParseReference.
 type Reference struct {
 	want wanted
 }
@@ -28,8 +28,18 @@ func (r Reference) String() string {
 			parts = append(parts, a[0]+"="+escape(a[1]))
 		}
 	}
-	return strings.Join(append(parts, r.want.String()), ";")
+	parts = append(parts, r.want.String())
+	for name, class := range classNames {
+		if class == r.want.class {
+			parts = append(parts, "type="+name)
+		}
+	}
+	return strings.Join(parts, ";")
 }
+
+// classNames are the types of objects that a reference may say (RFC 7512,
+// section 2.3, pk11-type) with their CKO_….
+var classNames = map[string]uint{"private": ckoPrivateKey, "secret-key": ckoSecretKey}
 
 // forbiddenAttributes are those of RFC 7512 that a key reference may not have,
 // with what to do instead.
@@ -53,12 +63,14 @@ var forbiddenAttributes = map[string]string{
 //	id=%01%02
 //	object=login-es256;id=%01
 //	pkcs11:token=bulla;object=login-es256;type=private
+//	object=wrap-1;type=secret-key
 //
 // object is CKA_LABEL and id is CKA_ID; at least one is needed, and together
-// they have to fit exactly one private key. token, serial, manufacturer and
-// model are allowed and must be those of the backend's token; type may be
-// private. Everything else is refused. Errors wrap kms.ErrReference, say what
-// to do, and never repeat the value of an attribute that may be a secret.
+// they have to fit exactly one key. token, serial, manufacturer and model are
+// allowed and must be those of the backend's token. type may be private, or
+// secret-key for a wrapping key; a wrapping key without a type may be either.
+// Everything else is refused. Errors wrap kms.ErrReference, say what to do, and
+// never repeat the value of an attribute that may be a secret.
 func ParseReference(text string) (Reference, error) {
 	fail := func(format string, a ...any) (Reference, error) {
 		return Reference{}, fmt.Errorf("%w: "+format, append([]any{kms.ErrReference}, a...)...)
@@ -122,9 +134,11 @@ func ParseReference(text string) (Reference, error) {
 		case "model":
 			r.want.model = value
 		case "type":
-			if value != "private" {
-				return fail("type is %q: a signing key is type=private", clip(value))
+			class, ok := classNames[value]
+			if !ok {
+				return fail("type is %q: a signing key is type=private, a wrapping key type=secret-key or type=private", clip(value))
 			}
+			r.want.class = class
 		default:
 			return fail("attribute %q is unknown: a reference may have object, id, token, serial, manufacturer, model and type", clip(name))
 		}

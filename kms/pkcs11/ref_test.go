@@ -12,6 +12,8 @@ func TestParseReference(t *testing.T) {
 		return wanted{selector: selector{label: label, id: id, byLabel: label != "", byID: id != ""}}
 	}
 	full := key("login es;256", "\x00\xff")
+	of := func(w wanted, class uint) wanted { w.class = class; return w }
+	full.class = ckoPrivateKey
 	full.token, full.serial, full.manufacturer, full.model = "The Software PKCS#11 Softtoken", "0012", "Snake Oil, Inc.", "1.0"
 	for text, want := range map[string]wanted{
 		"object=login-es256":                  key("login-es256", ""),
@@ -23,7 +25,8 @@ func TestParseReference(t *testing.T) {
 		"object=a=b&c":                        key("a=b&c", ""),
 		"pkcs11:object=x":                     key("x", ""),
 		"PKCS11:object=x":                     key("x", ""),
-		"pkcs11:object=x;type=private;id=%01": key("x", "\x01"),
+		"pkcs11:object=x;type=private;id=%01": of(key("x", "\x01"), ckoPrivateKey),
+		"object=wrap-1;type=secret-key":       of(key("wrap-1", ""), ckoSecretKey),
 		"pkcs11:token=The%20Software%20PKCS%2311%20Softtoken;manufacturer=Snake%20Oil,%20Inc.;model=1.0;serial=0012;object=login%20es%3B256;type=private;id=%00%ff": full,
 	} {
 		r, err := ParseReference(text)
@@ -57,6 +60,7 @@ func TestParseReferenceRefusesWithAdvice(t *testing.T) {
 		"object=caf\xc3\xa9":                 "%C3",
 		"object=%ff":                         "not UTF-8",
 		"object=x;type=public":               "type=private",
+		"object=x;type=secret":               "type=secret-key",
 		"object=x;slot-id=3":                 "label or serial",
 		"object=x;pin-value=SECRET":          "pin_file",
 		"object=x?pin-value=SECRET":          "pin_file",
@@ -84,7 +88,7 @@ func TestParseReferenceRefusesWithAdvice(t *testing.T) {
 
 func FuzzParseReference(f *testing.F) {
 	for _, s := range []string{
-		"object=login-es256", "id=%01", "object=x;id=%01", "pkcs11:token=a%20b;object=x;type=private",
+		"object=login-es256", "id=%01", "object=x;id=%01", "pkcs11:token=a%20b;object=x;type=private", "object=x;type=secret-key",
 		"pkcs11:object=x?pin-value=1", "object=%ff", "object=%", ";;;", "pkcs11:?",
 	} {
 		f.Add(s)

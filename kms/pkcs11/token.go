@@ -430,8 +430,20 @@ func (t *token) sign(ctx context.Context, key keyName, m mechanism, input []byte
 	return use(ctx, t, false, func(l *link) ([]byte, error) { return l.sign(ctx, key, m, input) })
 }
 
-func (t *token) canSign(ctx context.Context, m mechanism) (bool, error) {
-	return use(ctx, t, true, func(l *link) (bool, error) { return l.canSign(ctx, m) })
+func (t *token) openWrapping(ctx context.Context, want wanted) (foundWrapping, error) {
+	return use(ctx, t, true, func(l *link) (foundWrapping, error) { return l.findWrapping(ctx, want) })
+}
+
+func (t *token) seal(ctx context.Context, key keyName, mechanism uint, aad, plaintext []byte) ([]byte, error) {
+	return use(ctx, t, false, func(l *link) ([]byte, error) { return l.seal(ctx, key, mechanism, aad, plaintext) })
+}
+
+func (t *token) unseal(ctx context.Context, key keyName, mechanism uint, aad, sealed []byte) ([]byte, error) {
+	return use(ctx, t, false, func(l *link) ([]byte, error) { return l.unseal(ctx, key, mechanism, aad, sealed) })
+}
+
+func (t *token) offers(ctx context.Context, mechanism uint) (uint, error) {
+	return use(ctx, t, true, func(l *link) (uint, error) { return l.offers(ctx, mechanism) })
 }
 
 func (t *token) check(ctx context.Context) error {

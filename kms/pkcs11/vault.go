@@ -21,8 +21,18 @@ type vault interface {
 	// whenever its handle has gone stale.
 	sign(ctx context.Context, key keyName, m mechanism, input []byte) ([]byte, error)
 
-	// canSign asks whether the token offers m for signing.
-	canSign(ctx context.Context, m mechanism) (bool, error)
+	// openWrapping finds the one key that want names for wrapping.
+	openWrapping(ctx context.Context, want wanted) (foundWrapping, error)
+
+	// seal encrypts plaintext with the AES key that openWrapping found, by the
+	// given mechanism; unseal undoes it. aad is for CKM_AES_GCM, whose sealed
+	// form begins with the IV and ends with the tag; the AES key wrap
+	// mechanisms have none.
+	seal(ctx context.Context, key keyName, mechanism uint, aad, plaintext []byte) ([]byte, error)
+	unseal(ctx context.Context, key keyName, mechanism uint, aad, sealed []byte) ([]byte, error)
+
+	// offers asks what the token offers a mechanism for: CKF_…, 0 for nothing.
+	offers(ctx context.Context, mechanism uint) (uint, error)
 
 	// check asks the token something cheap.
 	check(ctx context.Context) error
@@ -55,9 +65,9 @@ func (s selector) String() string {
 	return strings.Join(parts, ";")
 }
 
-// template is the search for the private keys that s names.
-func (s selector) template() []attribute {
-	t := []attribute{{kind: ckaClass, ulong: true, num: ckoPrivateKey}}
+// template is the search for the objects of a class that s names.
+func (s selector) template(class uint) []attribute {
+	t := []attribute{{kind: ckaClass, ulong: true, num: class}}
 	if s.byLabel {
 		t = append(t, attribute{kind: ckaLabel, bytes: []byte(s.label)})
 	}
@@ -72,6 +82,7 @@ func (s selector) template() []attribute {
 type wanted struct {
 	selector
 	token, serial, manufacturer, model string
+	class                              uint // CKO_…; 0 says nothing
 }
 
 // disagrees names the first attribute of the reference that is not true of
@@ -88,12 +99,13 @@ func (w wanted) disagrees(i tokenInfo) string {
 	return ""
 }
 
-// keyName is what a key is known by from open on: how to find it, and which
-// public key it has to have when it is found again.
+// keyName is what a key is known by from open on: how to find it, and what it
+// has to show when it is found again, so that another key of the same name is
+// not taken for it.
 type keyName struct {
 	selector
-	kind   kms.KeyType
-	public fingerprint
+	kind   kms.KeyType // kms.Oct for an AES key
+	public fingerprint // of the public half, or of an AES key's traits
 }
 
 // found is what open saw of a key.
@@ -103,6 +115,20 @@ type found struct {
 	publics [][]byte
 	// extractable is true if the token would give the private key away.
 	extractable bool
+}
+
+// foundWrapping is what openWrapping saw of a key.
+type foundWrapping struct {
+	kind        kms.KeyType // kms.Oct for an AES key, or kms.RSA
+	extractable bool        // the token would give it away, wrapped by another key
+
+	private found // of an RSA key
+
+	// Of an AES key: its size in bits, what it is told by when it is found
+	// again, and what its attributes let it do.
+	bits              int
+	traits            fingerprint
+	mayCrypt, mayWrap bool // CKA_ENCRYPT and CKA_DECRYPT; CKA_WRAP and CKA_UNWRAP
 }
 
 // examination is how far a token could be brought up.

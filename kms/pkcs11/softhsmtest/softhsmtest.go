@@ -174,6 +174,33 @@ func (k *Token) GenerateKeyOfType(label, id, kind string) {
 	k.Tool("--keypairgen", "--key-type", kind, "--label", label, "--id", id)
 }
 
+// GenerateWrappingKey makes an AES key of 256 bits inside the token, sensitive,
+// not extractable, and allowed to encrypt, decrypt, wrap and unwrap. id is
+// CKA_ID in hexadecimal.
+func (k *Token) GenerateWrappingKey(label, id string) {
+	k.t.Helper()
+	k.GenerateSecret("AES:32", label, id, "--sensitive", "--usage-decrypt", "--usage-wrap")
+}
+
+// GenerateSecret makes a secret key of a type in pkcs11-tool's words, such as
+// "AES:16" or "GENERIC:32", with further arguments that set its attributes.
+func (k *Token) GenerateSecret(kind, label, id string, attributes ...string) {
+	k.t.Helper()
+	k.Tool(append([]string{"--keygen", "--key-type", kind, "--label", label, "--id", id}, attributes...)...)
+}
+
+// ImportSecret puts an AES key on the token, with further arguments for
+// pkcs11-tool that set its attributes.
+func (k *Token) ImportSecret(label, id string, key []byte, attributes ...string) {
+	k.t.Helper()
+	file := filepath.Join(k.t.TempDir(), "secret")
+	if err := os.WriteFile(file, key, 0o600); err != nil {
+		k.t.Fatal(err)
+	}
+	kind := fmt.Sprintf("AES:%d", len(key))
+	k.Tool(append([]string{"--write-object", file, "--type", "secrkey", "--key-type", kind, "--label", label, "--id", id}, attributes...)...)
+}
+
 // NewKey makes a key pair for alg in memory, RSA with 2048 bits, to be given
 // to ImportKey as often as wanted.
 func NewKey(t testing.TB, alg kms.Algorithm) crypto.Signer {
@@ -215,7 +242,7 @@ func (k *Token) DeleteKey(label string) {
 	k.DeleteObject("pubkey", label)
 }
 
-// DeleteObject deletes one object: a "privkey", "pubkey" or "cert".
+// DeleteObject deletes one object: a "privkey", "pubkey", "cert" or "secrkey".
 func (k *Token) DeleteObject(kind, label string) {
 	k.t.Helper()
 	k.Tool("--delete-object", "--type", kind, "--label", label)
