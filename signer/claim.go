@@ -23,12 +23,21 @@ const (
 	claimATHash
 	claimCHash
 	claimSHash
+	// OpenID Connect Back-Channel Logout 1.0, section 2.4.
+	claimSID
 	// RFC 8693, sections 4.2 and 4.3.
 	claimScope
 	claimClientID
 	// RFC 8417, section 2.2, and RFC 9701, section 5.
 	claimEvents
 	claimTokenIntrospection
+	// The parameters without which an authorization response says nothing: RFC
+	// 6749, sections 4.1.2, 4.1.2.1 and 4.2.2, and OpenID Connect Core 1.0,
+	// section 3.2.2.5.
+	claimCode
+	claimError
+	claimAccessToken
+	claimIDToken
 
 	claimCount
 )
@@ -37,11 +46,12 @@ const (
 type form uint8
 
 const (
-	formText  form = iota // a string
-	formTexts             // an array of strings
-	formOneOr             // a string or a non-empty array of strings
-	formDate              // NumericDate: a number of seconds
-	formAny               // not looked at
+	formText   form = iota // a string
+	formTexts              // an array of strings
+	formOneOr              // a string or a non-empty array of strings
+	formDate               // NumericDate: a number of seconds
+	formObject             // an object
+	formAny                // not looked at
 )
 
 // claimTable has name and form of each claim.
@@ -64,10 +74,15 @@ var claimTable = [claimCount]struct {
 	claimATHash:             {"at_hash", formText},
 	claimCHash:              {"c_hash", formText},
 	claimSHash:              {"s_hash", formText},
+	claimSID:                {"sid", formAny}, // as those below
 	claimScope:              {"scope", formText},
 	claimClientID:           {"client_id", formText},
-	claimEvents:             {"events", formAny},
-	claimTokenIntrospection: {"token_introspection", formAny},
+	claimEvents:             {"events", formObject},
+	claimTokenIntrospection: {"token_introspection", formObject},
+	claimCode:               {"code", formAny}, // in a UserInfo response it may be anything
+	claimError:              {"error", formAny},
+	claimAccessToken:        {"access_token", formAny},
+	claimIDToken:            {"id_token", formAny},
 }
 
 // claimsByName finds a claim by its unescaped name.

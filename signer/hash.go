@@ -41,7 +41,7 @@ func (p *preparation) checkInputs() {
 		switch {
 		case in.value == "":
 		case !p.rules.hashes:
-			p.wrong.add(in.field, "does not apply: only an ID_TOKEN has "+in.claim.name())
+			p.wrong.add(in.field, "does not apply: only a token of kind "+string(IDToken)+" has "+in.claim.name())
 		case !printableASCII(in.value):
 			p.wrong.add(in.field, "holds characters other than printable ASCII (RFC 6749, appendix A)")
 		}
@@ -49,12 +49,16 @@ func (p *preparation) checkInputs() {
 }
 
 // checkHashes computes the hash claims and compares those given. A hash claim
-// without its input cannot be checked and passes as it is.
+// without its input cannot be checked and passes as it is. In a kind that has
+// none a hash claim could only serve to make it look like an ID token.
 func (p *preparation) checkHashes() {
-	if !p.rules.hashes {
-		return
-	}
 	for _, in := range p.inputs() {
+		if !p.rules.hashes {
+			if p.claims.has(in.claim) {
+				p.wrongClaim(in.claim, "does not belong in a token of kind "+string(p.req.Kind)+": leave it out")
+			}
+			continue
+		}
 		if in.value == "" {
 			continue
 		}

@@ -3,6 +3,9 @@ package signer
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -15,7 +18,15 @@ import (
 // Thumbprint is the kid of a public key: base64url of its RFC 7638 SHA-256
 // thumbprint. It depends on the key alone, so that a key pair has the same kid
 // wherever its private half lives, and under whatever algorithm.
+//
+// Only public keys have one: that of a secret (RFC 7638, section 7) would let
+// whoever sees it try guesses at the secret.
 func Thumbprint(pub crypto.PublicKey) (string, error) {
+	switch pub.(type) {
+	case *rsa.PublicKey, *ecdsa.PublicKey, ed25519.PublicKey:
+	default:
+		return "", fmt.Errorf("a %T is no public key of a known type and has no thumbprint", pub)
+	}
 	sum, err := (&jose.JSONWebKey{Key: pub}).Thumbprint(crypto.SHA256)
 	if err != nil {
 		return "", fmt.Errorf("thumbprint of a %T: %w", pub, err)

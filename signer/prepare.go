@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"cmp"
 	"crypto/rand"
 	"fmt"
 	"slices"
@@ -19,15 +20,18 @@ const clockTolerance = 60
 // claims, for a token that will be signed with alg at about now. It asks
 // nothing of any key.
 //
-// Errors are ErrKindUnsupported, a *ClaimsError (matching ErrClaims) that
-// holds everything that is wrong with the request, and one for an algorithm
-// that kms does not know.
+// Errors are ErrKindUnsupported, ErrSecretKind, a *ClaimsError (matching
+// ErrClaims) that holds everything that is wrong with the request, and one for
+// an algorithm that kms does not know.
 func Prepare(req Request, alg kms.Algorithm, now time.Time) (*Payload, error) {
 	if err := req.Kind.Check(); err != nil {
 		return nil, err
 	}
-	if !alg.Known() {
+	if !alg.Known() && !alg.Symmetric() {
 		return nil, fmt.Errorf("cannot prepare a token for the unknown signing algorithm %q", string(alg))
+	}
+	if err := req.Kind.checkAlgorithm(alg); err != nil {
+		return nil, err
 	}
 	p := preparation{req: &req, rules: kinds[req.Kind], alg: alg, now: now.Unix()}
 	if err := p.claims.read(req.Claims); err != nil {
@@ -37,12 +41,17 @@ func Prepare(req Request, alg kms.Algorithm, now time.Time) (*Payload, error) {
 	}
 	p.checkForms()
 	p.checkPresence()
+	p.checkEither()
+	p.checkSpelling()
 	p.checkParties()
 	p.checkSubject()
 	p.checkTimes()
 	p.checkInputs()
 	p.checkHashes()
 	p.checkID()
+	if p.rules.check != nil {
+		p.wrong = append(p.wrong, p.rules.check(p.claims)...)
+	}
 	if err := p.wrong.err(); err != nil {
 		return nil, err
 	}
@@ -75,10 +84,11 @@ func (p *preparation) good(c claim) bool { return p.claims.has(c) && !p.bad[c] }
 
 func (p *preparation) wrongClaim(c claim, problem string) { p.wrong.add(c.field(), problem) }
 
-// checkForms holds the known claims against their JSON types.
+// checkForms holds the known claims against their JSON types. Those that are
+// forbidden are left to checkPresence.
 func (p *preparation) checkForms() {
 	for c := range claimCount {
-		if !p.claims.has(c) {
+		if !p.claims.has(c) || slices.Contains(p.rules.forbidden, c) {
 			continue
 		}
 		problem := ""
@@ -98,6 +108,10 @@ func (p *preparation) checkForms() {
 			}
 		case formDate:
 			p.dates[c], problem = p.claims.date(c)
+		case formObject:
+			if p.claims.raw[c][0] != '{' {
+				problem = "must be a JSON object"
+			}
 		case formAny:
 		}
 		if problem != "" {
@@ -116,7 +130,29 @@ func (p *preparation) checkPresence() {
 	}
 	for _, c := range p.rules.forbidden {
 		if p.claims.has(c) {
+			p.bad[c] = true
 			p.wrongClaim(c, "does not belong in a token of kind "+string(p.req.Kind)+": leave it out")
+		}
+	}
+}
+
+// checkEither wants one of the claims of which the kind needs at least one.
+func (p *preparation) checkEither() {
+	either := p.rules.either
+	if len(either) == 0 || slices.ContainsFunc(either, p.claims.has) {
+		return
+	}
+	p.wrongClaim(either[0], "is missing, and so is "+either[1].name()+": every "+string(p.req.Kind)+" needs one of them")
+}
+
+// checkSpelling refuses members whose names differ only in upper and lower case
+// from those that the kind's row speaks of. To RFC 7519, section 4, they are
+// other claims; to a reader that folds case they are the same, so that what is
+// forbidden would come in, and what was checked would be replaced.
+func (p *preparation) checkSpelling() {
+	for c, folded := range p.claims.folded {
+		if c := claim(c); folded && p.rules.speaksOf(c) {
+			p.wrongClaim(c, "is there by a name that differs in upper and lower case, which some readers take for the same: rename that member, or leave it out")
 		}
 	}
 }
@@ -204,10 +240,12 @@ func (p *preparation) checkTimes() {
 	}
 }
 
-// lifetime is the request's lifetime in seconds, or the issuer's default. It
-// reports whether it is good; if not, the violation has been noted.
+// lifetime is the request's lifetime in seconds, or the default of the kind or
+// the issuer. It reports whether it is good; if not, the violation has been
+// noted.
 func (p *preparation) lifetime() (seconds int64, ok bool) {
-	d := p.req.Issuer.DefaultLifetime
+	longest, _ := p.longest()
+	d := min(cmp.Or(p.rules.lifetime, p.req.Issuer.DefaultLifetime), longest)
 	if p.req.Lifetime != nil {
 		d = *p.req.Lifetime
 	}
@@ -218,16 +256,26 @@ func (p *preparation) lifetime() (seconds int64, ok bool) {
 		p.wrong.add("lifetime", "must be longer than zero: leave it out to have the issuer's default")
 	case d%time.Second != 0:
 		p.wrong.add("lifetime", "must be whole seconds: JWT times are counted in seconds")
-	case d > p.req.Issuer.MaxLifetime:
-		p.wrong.add("lifetime", "is above the issuer's max_lifetime: "+p.maxLifetime())
+	case d > longest:
+		p.wrong.add("lifetime", "is above "+p.maxLifetime())
 	default:
 		return int64(d / time.Second), true
 	}
 	return 0, false
 }
 
+// longest is the longest lifetime that a token may have, and who says so.
+func (p *preparation) longest() (d time.Duration, bound string) {
+	d, bound = p.req.Issuer.MaxLifetime, "the issuer's max_lifetime"
+	if own := p.rules.maxLifetime; own > 0 && own < d {
+		d, bound = own, "the longest lifetime of a token of kind "+string(p.req.Kind)
+	}
+	return d, bound
+}
+
 func (p *preparation) maxLifetime() string {
-	return fmt.Sprintf("ask for at most %d seconds", int64(p.req.Issuer.MaxLifetime/time.Second))
+	d, bound := p.longest()
+	return fmt.Sprintf("%s: ask for at most %d seconds", bound, int64(d/time.Second))
 }
 
 // checkExpiry holds a given exp against iat and the requested lifetime, which
@@ -244,13 +292,14 @@ func (p *preparation) checkExpiry(iat, lifetime int64) {
 	}
 	p.exp = exp
 	got := exp - iat
+	longest, _ := p.longest()
 	switch {
 	case exp <= p.now:
 		p.wrongClaim(claimEXP, "is in the past: leave it out to have it filled in, or set the clock right")
 	case got <= 0:
 		p.wrongClaim(claimEXP, "is not after iat")
-	case got > int64(p.req.Issuer.MaxLifetime/time.Second):
-		p.wrongClaim(claimEXP, "is further from iat than the issuer's max_lifetime: "+p.maxLifetime())
+	case got > int64(longest/time.Second):
+		p.wrongClaim(claimEXP, "is further from iat than "+p.maxLifetime())
 	case lifetime != 0 && (got < lifetime-tolerance || got > lifetime+tolerance):
 		p.wrongClaim(claimEXP, "disagrees with the requested lifetime: send one of the two, or make exp = iat + lifetime")
 	}
@@ -312,6 +361,9 @@ func (p *preparation) complete() (*Payload, error) {
 			number(c, p.exp)
 		case claimJTI:
 			err = text(c, p.id)
+		case claimEvents:
+			member(c)
+			out = append(out, logoutEvents...)
 		default:
 			err = fmt.Errorf("no rule how to fill in %s", c.name())
 		}
@@ -335,5 +387,5 @@ func (p *preparation) complete() (*Payload, error) {
 }
 
 // maxFilled is room for the names and punctuation of all filled members, two
-// times, a jti and three hash claims. A guess too low costs one allocation.
+// times, a jti, the event of a logout token and three hash claims. A guess too low costs one allocation.
 const maxFilled = 256

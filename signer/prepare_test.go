@@ -83,6 +83,16 @@ func TestAbsentClaimsAreFilledInAfterTheCallersOwn(t *testing.T) {
 			`{"sub":"a","updated_at":1.50,"iss":"` + testISS + `","aud":"` + testClient + `"}`},
 		{"access token", request(AccessToken, `{"sub":"a","aud":"api","client_id":"`+testClient+`"}`),
 			`{"sub":"a","aud":"api","client_id":"` + testClient + `","iss":"` + testISS + `","iat":` + sec(0) + `,"exp":` + sec(300) + `,"jti":"JTI"}`},
+		{"logout token", request(LogoutToken, `{"sub":"a"}`),
+			`{"sub":"a","iss":"` + testISS + `","aud":"` + testClient + `","iat":` + sec(0) + `,"exp":` + sec(120) + `,"jti":"JTI","events":{"http://schemas.openid.net/event/backchannel-logout":{}}}`},
+		{"logout token of a session, with events of its own", request(LogoutToken, `{"events":{"x":1,"http:\/\/schemas.openid.net/event/backchannel-logout": {"a":[ ]} },"sid":"s","jti":"mine"}`),
+			`{"events":{"x":1,"http:\/\/schemas.openid.net/event/backchannel-logout": {"a":[ ]} },"sid":"s","jti":"mine","iss":"` + testISS + `","aud":"` + testClient + `","iat":` + sec(0) + `,"exp":` + sec(120) + `}`},
+		{"authorization response", request(AuthorizationResponse, `{"code":"c","state":"s"}`),
+			`{"code":"c","state":"s","iss":"` + testISS + `","aud":"` + testClient + `","exp":` + sec(300) + `}`},
+		{"authorization response without any parameter", request(AuthorizationResponse, `{}`),
+			`{"iss":"` + testISS + `","aud":"` + testClient + `","exp":` + sec(300) + `}`},
+		{"introspection response", request(Introspection, `{"token_introspection":{"active":true,"sub":"a","exp":1}}`),
+			`{"token_introspection":{"active":true,"sub":"a","exp":1},"iss":"` + testISS + `","aud":"` + testClient + `","iat":` + sec(0) + `}`},
 		{"numbers, escapes, order and inner space survive", request(IDToken, " \n{ \"z\" : 1.00e+2 ,\"sub\":\"\\u0061\\/\",\"big\":12345678901234567890123 , \"a\":{\"y\":[ ]}\t}\r\n"),
 			"{ \"z\" : 1.00e+2 ,\"sub\":\"\\u0061\\/\",\"big\":12345678901234567890123 , \"a\":{\"y\":[ ]}\t,\"iss\":\"" + testISS + `","aud":"` + testClient + `","iat":` + sec(0) + `,"exp":` + sec(300) + `}`},
 		{"escaped names are the claims they mean", request(IDToken, `{"sub":"a","\u0069ss":"`+testISS+`","a\u0075d":"`+testClient+`"}`),
@@ -151,6 +161,48 @@ func TestLifetimeDecidesExp(t *testing.T) {
 				t.Errorf("exp is %d s from now, want %d", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestSomeKindsHaveLifetimesOfTheirOwn(t *testing.T) {
+	tests := []struct {
+		name           string
+		kind           TokenKind
+		fallback, most time.Duration // the issuer's
+		lifetime, exp  int64         // 0 for none
+		want           int64         // exp from now
+	}{
+		{name: "logout tokens live two minutes", kind: LogoutToken, fallback: 5 * time.Minute, most: time.Hour, want: 120},
+		{name: "and no shorter where others do", kind: LogoutToken, fallback: time.Minute, most: time.Hour, want: 120},
+		{name: "but no longer than anything may", kind: LogoutToken, fallback: time.Minute, most: 90 * time.Second, want: 90},
+		{name: "unless the caller wants more", kind: LogoutToken, fallback: time.Minute, most: time.Hour, lifetime: 3600, want: 3600},
+		{name: "or says when", kind: LogoutToken, fallback: time.Minute, most: time.Hour, exp: 1800, want: 1800},
+		{name: "authorization responses have the issuer's default", kind: AuthorizationResponse, fallback: 5 * time.Minute, most: time.Hour, want: 300},
+		{name: "within ten minutes", kind: AuthorizationResponse, fallback: 30 * time.Minute, most: time.Hour, want: 600},
+		{name: "which can be asked for", kind: AuthorizationResponse, fallback: time.Minute, most: time.Hour, lifetime: 600, want: 600},
+		{name: "or named", kind: AuthorizationResponse, fallback: time.Minute, most: time.Hour, exp: 600, want: 600},
+		{name: "and no longer than anything may", kind: AuthorizationResponse, fallback: time.Minute, most: time.Minute, want: 60},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			claims := kindClaims[tt.kind]
+			if tt.exp != 0 {
+				claims = strings.TrimSuffix(claims, "}") + `,"exp":` + sec(tt.exp) + "}"
+			}
+			req := request(tt.kind, claims)
+			req.Issuer.DefaultLifetime, req.Issuer.MaxLifetime = tt.fallback, tt.most
+			if tt.lifetime != 0 {
+				req.Lifetime = ptr(time.Duration(tt.lifetime) * time.Second)
+			}
+			if got := mustPrepare(t, req, kms.ES256).ExpiresAt().Unix() - testNow.Unix(); got != tt.want {
+				t.Errorf("exp is %d s from now, want %d", got, tt.want)
+			}
+		})
+	}
+	req := request(LogoutToken, kindClaims[LogoutToken])
+	req.Lifetime = ptr(time.Hour + time.Second)
+	if _, err := Prepare(req, kms.ES256, testNow); !errors.Is(err, ErrClaims) {
+		t.Errorf("a logout token above max_lifetime: %v, want ErrClaims", err)
 	}
 }
 
@@ -254,6 +306,43 @@ func TestContradictionsAreRefused(t *testing.T) {
 		{"nonce and events in an access token", AccessToken, `{"sub":"a","aud":"api","client_id":"` + testClient + `","nonce":"n","events":null}`, nil, []string{"claims.nonce", "claims.events"}},
 		{"an empty access token", AccessToken, `{}`, nil, []string{"claims.sub", "claims.aud", "claims.client_id"}},
 
+		{"nonce in a logout token", LogoutToken, `{"sub":"a","nonce":null}`, nil, []string{"claims.nonce"}},
+		{"a logout token of nobody", LogoutToken, `{}`, nil, []string{"claims.sub"}},
+		{"a logout token of an empty session", LogoutToken, `{"sid":""}`, nil, []string{"claims.sid"}},
+		{"a logout token of no session", LogoutToken, `{"sub":"a","sid":null}`, nil, []string{"claims.sid"}},
+		{"a logout token of an empty sub", LogoutToken, `{"sub":"","sid":"s"}`, nil, []string{"claims.sub"}},
+		{"a logout token of a long sub", LogoutToken, `{"sub":"` + strings.Repeat("s", 256) + `"}`, nil, []string{"claims.sub"}},
+		{"a logout token for another audience", LogoutToken, `{"sub":"a","aud":"other"}`, nil, []string{"claims.aud"}},
+		{"events without the logout", LogoutToken, `{"sub":"a","events":{}}`, nil, []string{"claims.events"}},
+		{"events with another", LogoutToken, `{"sub":"a","events":{"http://schemas.openid.net/event/backchannel-logout/":{}}}`, nil, []string{"claims.events"}},
+		{"events with the logout inside", LogoutToken, `{"sub":"a","events":{"x":{"http://schemas.openid.net/event/backchannel-logout":{}}}}`, nil, []string{"claims.events"}},
+		{"a logout event that is no object", LogoutToken, `{"sub":"a","events":{"http://schemas.openid.net/event/backchannel-logout":[]}}`, nil, []string{"claims.events"}},
+		{"events that are a list", LogoutToken, `{"sub":"a","events":["http://schemas.openid.net/event/backchannel-logout"]}`, nil, []string{"claims.events"}},
+		{"events null", LogoutToken, `{"sub":"a","events":null}`, nil, []string{"claims.events"}},
+		{"a hash in a logout token", LogoutToken, `{"sub":"a",` + at + `}`, nil, []string{"claims.at_hash"}},
+		{"sub and events in an authorization response", AuthorizationResponse, `{"code":"c","sub":"a","events":{}}`, nil, []string{"claims.sub", "claims.events"}},
+		{"a sub of the wrong form is told of once", AuthorizationResponse, `{"code":"c","sub":1}`, nil, []string{"claims.sub"}},
+		{"an authorization response for another", AuthorizationResponse, `{"code":"c","aud":["other"]}`, nil, []string{"claims.aud"}},
+		{"an authorization response beyond ten minutes", AuthorizationResponse, `{"code":"c","exp":` + sec(601) + `}`, nil, []string{"claims.exp"}},
+		{"a long-lived authorization response", AuthorizationResponse, `{"code":"c"}`, func(r *Request) { r.Lifetime = ptr(601 * time.Second) }, []string{"lifetime"}},
+		{"no introspection", Introspection, `{"active":true}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection that is null", Introspection, `{"token_introspection":null}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection that is a list", Introspection, `{"token_introspection":[]}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection beside what belongs inside", Introspection, `{"token_introspection":{},"sub":"a","exp":` + sec(60) + `}`, nil, []string{"claims.sub", "claims.exp"}},
+		{"an introspection with events", Introspection, `{"token_introspection":{},"events":{}}`, nil, []string{"claims.events"}},
+		{"introspections in others", UserInfo, `{"sub":"a","token_introspection":{}}`, nil, []string{"claims.token_introspection"}},
+		{"lifetime of an introspection", Introspection, `{"token_introspection":{}}`, func(r *Request) { r.Lifetime = ptr(time.Minute) }, []string{"lifetime"}},
+		{"an introspection for nobody", Introspection, `{"token_introspection":{}}`, func(r *Request) { r.ClientID = "" }, []string{"client_id"}},
+		{"an authorization code in an ID token", IDToken, `{"sub":"a","code":"c","error":"e","access_token":"t","id_token":"t"}`, nil, []string{"claims.code", "claims.error", "claims.access_token", "claims.id_token"}},
+		{"a hash in a UserInfo response", UserInfo, `{"sub":"a",` + at + `}`, nil, []string{"claims.at_hash"}},
+
+		// Names that some readers take for others.
+		{"EXP in userinfo", UserInfo, `{"sub":"a","EXP":` + sec(60) + `}`, nil, []string{"claims.exp"}},
+		{"Events in an ID token", IDToken, `{"sub":"a","Events":{}}`, nil, []string{"claims.events"}},
+		{"events with a long s", IDToken, `{"sub":"a","event\u017f":{}}`, nil, []string{"claims.events"}},
+		{"a second sub", IDToken, `{"sub":"a","Sub":"b"}`, nil, []string{"claims.sub"}},
+		{"a second exp", AccessToken, `{"sub":"a","aud":"api","client_id":"` + testClient + `","exp":` + sec(60) + `,"Exp":` + sec(99999) + `}`, nil, []string{"claims.exp"}},
+
 		// Other known claims.
 		{"an empty jti", AccessToken, `{"sub":"a","aud":"api","client_id":"` + testClient + `","jti":""}`, nil, []string{"claims.jti"}},
 		{"jti as a number", AccessToken, `{"sub":"a","aud":"api","client_id":"` + testClient + `","jti":7}`, nil, []string{"claims.jti"}},
@@ -328,7 +417,7 @@ func TestErrorsNeverHoldAValue(t *testing.T) {
 }
 
 func TestUnknownKindsAndAlgorithmsAreRefused(t *testing.T) {
-	for _, kind := range []TokenKind{"", "LOGOUT_TOKEN", "AUTHORIZATION_RESPONSE", "INTROSPECTION", "id_token"} {
+	for _, kind := range []TokenKind{"", "LOGOUT", "TOKEN_KIND_UNSPECIFIED", "id_token"} {
 		if _, err := Prepare(request(kind, `{"sub":"a"}`), kms.ES256, testNow); !errors.Is(err, ErrKindUnsupported) {
 			t.Errorf("kind %q: error = %v, want ErrKindUnsupported", kind, err)
 		}
@@ -336,7 +425,7 @@ func TestUnknownKindsAndAlgorithmsAreRefused(t *testing.T) {
 			t.Errorf("kind %q is client-bound", kind)
 		}
 	}
-	for _, alg := range []kms.Algorithm{"", "none", "HS256", "ES256K"} {
+	for _, alg := range []kms.Algorithm{"", "none", "HS1", "hs256", "ES256K"} {
 		if _, err := Prepare(request(IDToken, `{"sub":"a"}`), alg, testNow); err == nil {
 			t.Errorf("algorithm %q was accepted", alg)
 		}
@@ -406,6 +495,9 @@ func TestEveryRowOfTheTableCanBeFilled(t *testing.T) {
 				t.Errorf("%s: %s is required and also filled or forbidden", kind, c.name())
 			}
 		}
+		if len(row.either) == 1 {
+			t.Errorf("%s: a choice of one claim is no choice", kind)
+		}
 		// Nothing the table fills may lack a rule in complete.
 		p := preparation{req: &Request{Kind: kind, ClientID: "c"}, rules: row, claims: claimsObject{object: []byte("{}"), empty: true}}
 		if _, err := p.complete(); err != nil {
@@ -421,11 +513,11 @@ func FuzzPrepare(f *testing.F) {
 		`{"sub":"a","sub":"b"}`, `{"sub":"a","x":"\ud800"}`, "{\"sub\":\"\xff\"}", `[[[[`, `{"a":{"a":{"a":{}}}}`,
 		`{"s\u0075b":"a","client_id":"` + testClient + `","aud":"x","jti":"j"}`,
 	} {
-		for i := range 3 {
+		for i := range 6 {
 			f.Add([]byte(claims), byte(i))
 		}
 	}
-	kindOf := [...]TokenKind{IDToken, UserInfo, AccessToken}
+	kindOf := [...]TokenKind{IDToken, UserInfo, AccessToken, LogoutToken, AuthorizationResponse, Introspection}
 	f.Fuzz(func(t *testing.T, claims []byte, n byte) {
 		kind := kindOf[int(n)%len(kindOf)]
 		req := request(kind, string(claims))
@@ -465,9 +557,12 @@ func FuzzPrepare(f *testing.F) {
 // is not the table's.
 func missing(kind TokenKind, in map[string]json.RawMessage) (n int) {
 	for _, name := range map[TokenKind][]string{
-		IDToken:     {"iss", "aud", "iat", "exp"},
-		UserInfo:    {"iss", "aud"},
-		AccessToken: {"iss", "iat", "exp", "jti"},
+		IDToken:               {"iss", "aud", "iat", "exp"},
+		LogoutToken:           {"iss", "aud", "iat", "exp", "jti", "events"},
+		UserInfo:              {"iss", "aud"},
+		AuthorizationResponse: {"iss", "aud", "exp"},
+		Introspection:         {"iss", "aud", "iat"},
+		AccessToken:           {"iss", "iat", "exp", "jti"},
 	}[kind] {
 		if _, ok := in[name]; !ok {
 			n++

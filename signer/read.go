@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -33,6 +35,9 @@ type claimsObject struct {
 	// raw has the JSON value of each known claim, nil if absent. The values
 	// are parts of object.
 	raw [claimCount][]byte
+	// folded marks the known claims that are there by a name which differs in
+	// upper and lower case only.
+	folded [claimCount]bool
 }
 
 // read checks that claims is one JSON object as RFC 7493 wants it (UTF-8, no
@@ -57,32 +62,48 @@ func (c *claimsObject) read(claims []byte) error {
 		return fmt.Errorf("nest deeper than %d levels: flatten them", MaxClaimsDepth)
 	}
 	c.object, c.empty = object, true
-	for i := skipSpace(object, 1); object[i] != '}'; {
+	for name, value := range members(object) {
 		c.empty = false
-		nameEnd := skipValue(object, i)
-		name := object[i:nameEnd]
-		value := skipSpace(object, skipSpace(object, nameEnd)+1) // behind the colon
-		end := skipValue(object, value)
-		if known, ok := knownClaim(name); ok {
-			c.raw[known] = object[value:end]
-		}
-		if i = skipSpace(object, end); object[i] == ',' {
-			i = skipSpace(object, i+1)
+		if err := c.note(name, value); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// knownClaim finds the claim that a quoted member name means: escapes in it
-// make no difference to those who will read the token.
-func knownClaim(quoted []byte) (claim, bool) {
-	if name := quoted[1 : len(quoted)-1]; bytes.IndexByte(name, '\\') < 0 {
-		c, ok := claimsByName[string(name)]
-		return c, ok
+// note keeps a member if it is a known claim, or one by another spelling.
+func (c *claimsObject) note(quoted, value []byte) error {
+	name := quoted[1 : len(quoted)-1]
+	if bytes.IndexByte(name, '\\') >= 0 {
+		// Escapes make no difference to those who will read the token.
+		text, err := textOf(quoted)
+		if err != nil {
+			return errors.New("have a member whose name cannot be read")
+		}
+		name = []byte(text)
 	}
-	name, err := textOf(quoted)
-	c, ok := claimsByName[name]
-	return c, ok && err == nil
+	if known, ok := claimsByName[string(name)]; ok {
+		c.raw[known] = value
+		return nil
+	}
+	if known, ok := foldedClaim(name); ok {
+		c.folded[known] = true
+	}
+	return nil
+}
+
+// foldedClaim finds the claim that a name means to a reader that makes no
+// difference between upper and lower case, as encoding/json of Go does.
+func foldedClaim(name []byte) (claim, bool) {
+	if !slices.ContainsFunc(name, func(b byte) bool { return b >= 0x80 || 'A' <= b && b <= 'Z' }) {
+		return 0, false
+	}
+	for c, row := range claimTable {
+		if strings.EqualFold(string(name), row.name) {
+			return claim(c), true
+		}
+	}
+	return 0, false
 }
 
 // syntaxProblem tells what is wrong with claims that are not valid, without

@@ -1,5 +1,7 @@
 package signer
 
+import "iter"
+
 // The functions of this file walk over JSON that has been found valid; on
 // anything else they may panic.
 
@@ -54,6 +56,33 @@ func skipValue(json []byte, i int) int {
 		}
 		i++
 	}
+}
+
+// members are the quoted names and the values of an object's members.
+func members(object []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(name, value []byte) bool) {
+		for i := skipSpace(object, 1); object[i] != '}'; {
+			nameEnd := skipValue(object, i)
+			value := skipSpace(object, skipSpace(object, nameEnd)+1) // behind the colon
+			end := skipValue(object, value)
+			if !yield(object[i:nameEnd], object[value:end]) {
+				return
+			}
+			if i = skipSpace(object, end); object[i] == ',' {
+				i = skipSpace(object, i+1)
+			}
+		}
+	}
+}
+
+// memberOf is the value of an object's member of that unescaped name.
+func memberOf(object []byte, name string) (value []byte, ok bool) {
+	for quoted, value := range members(object) {
+		if text, err := textOf(quoted); err == nil && text == name {
+			return value, true
+		}
+	}
+	return nil, false
 }
 
 // depthWithin reports whether a value nests at most limit levels.

@@ -27,9 +27,9 @@ type Options struct {
 	SkipVerify bool
 }
 
-// SigningKey is a key of a backend, ready to sign tokens: its kid and protected
-// headers are made once. It does not change and may be used by any number of
-// goroutines.
+// SigningKey is a key of a backend or a client's secret, ready to sign tokens:
+// its kid and protected headers are made once. It does not change and may be
+// used by any number of goroutines.
 type SigningKey struct {
 	key           kms.Key
 	keyID         string
@@ -42,7 +42,8 @@ type SigningKey struct {
 }
 
 // NewSigningKey makes a SigningKey of a backend's key. It fails with
-// kms.ErrKeyMismatch if the public half does not fit the key's algorithm.
+// kms.ErrKeyMismatch if the public half does not fit the key's algorithm, and
+// for every symmetric algorithm: that is NewSecretKey's.
 func NewSigningKey(key kms.Key, options Options) (*SigningKey, error) {
 	alg, pub := key.Algorithm(), key.Public()
 	if err := alg.CheckPublic(pub); err != nil {
@@ -52,40 +53,45 @@ func NewSigningKey(key kms.Key, options Options) (*SigningKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &SigningKey{
+	return &SigningKey{
 		key:           key,
 		keyID:         kid,
 		algorithm:     alg,
 		signatureSize: signatureSize(alg, pub),
 		options:       options,
-		headers:       make(map[TokenKind][]byte, len(kinds)),
-	}
-	for kind := range kinds {
-		header, err := json.Marshal(struct {
-			Alg string `json:"alg"`
-			Kid string `json:"kid"`
-			Typ string `json:"typ,omitempty"`
-		}{string(alg), kid, kind.Type()})
-		if err != nil {
-			return nil, fmt.Errorf("encode the protected header: %w", err)
-		}
-		k.headers[kind] = append(base64.RawURLEncoding.AppendEncode(nil, header), '.')
-	}
-	return k, nil
+		headers:       protectedHeaders(alg, kid),
+	}, nil
 }
 
-// KeyID is the key's kid: its RFC 7638 SHA-256 thumbprint.
+// protectedHeaders are the JWS protected headers of all kinds, base64url and
+// followed by the period. Without a kid they have none.
+func protectedHeaders(alg kms.Algorithm, kid string) map[TokenKind][]byte {
+	headers := make(map[TokenKind][]byte, len(kinds))
+	for kind := range kinds {
+		// Three strings always marshal.
+		header, _ := json.Marshal(struct {
+			Alg string `json:"alg"`
+			Kid string `json:"kid,omitempty"`
+			Typ string `json:"typ,omitempty"`
+		}{string(alg), kid, kind.Type()})
+		headers[kind] = append(base64.RawURLEncoding.AppendEncode(nil, header), '.')
+	}
+	return headers
+}
+
+// KeyID is the key's kid: its RFC 7638 SHA-256 thumbprint; empty for a secret.
 func (k *SigningKey) KeyID() string { return k.keyID }
 
 // Algorithm is the JWS algorithm the key signs with.
 func (k *SigningKey) Algorithm() kms.Algorithm { return k.algorithm }
 
-// Public is the key's public half.
+// Public is the key's public half, nil for a secret.
 func (k *SigningKey) Public() crypto.PublicKey { return k.key.Public() }
 
 // Sign signs a prepared payload and returns the token as a JWS in compact
 // serialization (RFC 7515, section 7.1). Unless the key's options say
-// otherwise the signature has been verified.
+// otherwise the signature has been verified; that of a secret, which would be
+// held against itself, has the right length.
 //
 // Errors are ErrFault, those of kms.Key.Sign, and one for a payload that was
 // prepared for another algorithm.
@@ -122,12 +128,12 @@ func (k *SigningKey) signingInput(p *Payload) []byte {
 func (k *SigningKey) sign(ctx context.Context, message []byte, verify bool) ([]byte, error) {
 	signature, err := k.key.Sign(ctx, message)
 	if err != nil {
-		return nil, fmt.Errorf("sign with key %s: %w", k.keyID, err)
+		return nil, fmt.Errorf("sign with %s: %w", k.name(), err)
 	}
 	if len(signature) != k.signatureSize {
-		err = fmt.Errorf("%w: key %s returned %d bytes, a signature of %s has %d", ErrFault, k.keyID, len(signature), k.algorithm, k.signatureSize)
-	} else if verify && kms.Verify(k.algorithm, k.key.Public(), message, signature) != nil {
-		err = fmt.Errorf("%w: key %s returned a signature that does not verify", ErrFault, k.keyID)
+		err = fmt.Errorf("%w: %s returned %d bytes, a signature of %s has %d", ErrFault, k.name(), len(signature), k.algorithm, k.signatureSize)
+	} else if verify && !k.algorithm.Symmetric() && kms.Verify(k.algorithm, k.key.Public(), message, signature) != nil {
+		err = fmt.Errorf("%w: %s returned a signature that does not verify", ErrFault, k.name())
 	}
 	if err != nil {
 		if d, ok := k.key.(kms.Distruster); ok {
@@ -136,6 +142,14 @@ func (k *SigningKey) sign(ctx context.Context, message []byte, verify bool) ([]b
 		return nil, err
 	}
 	return signature, nil
+}
+
+// name is what errors call the key.
+func (k *SigningKey) name() string {
+	if k.keyID == "" {
+		return "the client's secret"
+	}
+	return "key " + k.keyID
 }
 
 // signatureSize is the length in bytes of alg's signatures by a key that fits.

@@ -17,12 +17,6 @@ import (
 )
 
 func TestGoJoseVerifiesEveryAlgorithmAndKind(t *testing.T) {
-	claims := map[TokenKind]string{
-		IDToken:     `{"sub":"a","n":1.0}`,
-		UserInfo:    `{"sub":"a","n":1.0}`,
-		AccessToken: `{"sub":"a","aud":"api","client_id":"` + testClient + `"}`,
-	}
-	wantTyp := map[TokenKind]any{IDToken: "JWT", UserInfo: nil, AccessToken: "at+jwt"}
 	for _, alg := range kms.Algorithms() {
 		t.Run(string(alg), func(t *testing.T) {
 			key := newSigningKey(t, newSoftKey(t, alg), Options{})
@@ -34,7 +28,7 @@ func TestGoJoseVerifiesEveryAlgorithmAndKind(t *testing.T) {
 			if err := json.Unmarshal(raw, &jwk); err != nil {
 				t.Fatal(err)
 			}
-			for kind, body := range claims {
+			for kind, body := range kindClaims {
 				p := mustPrepare(t, request(kind, body), alg)
 				token, err := Sign(t.Context(), key, p)
 				if err != nil {
@@ -61,8 +55,9 @@ func TestGoJoseVerifiesEveryAlgorithmAndKind(t *testing.T) {
 					t.Errorf("payload is %s, want %s", payload, p.JSON())
 				}
 				h := jws.Signatures[0].Protected
-				if h.KeyID != jwk.KeyID || h.KeyID != key.KeyID() || h.ExtraHeaders["typ"] != wantTyp[kind] {
-					t.Errorf("header is kid %q typ %v, want kid %q typ %v", h.KeyID, h.ExtraHeaders["typ"], jwk.KeyID, wantTyp[kind])
+				typ, _ := h.ExtraHeaders["typ"].(string)
+				if h.KeyID != jwk.KeyID || h.KeyID != key.KeyID() || typ != kindTypes[kind] {
+					t.Errorf("header is kid %q typ %q, want kid %q typ %q", h.KeyID, typ, jwk.KeyID, kindTypes[kind])
 				}
 			}
 		})
@@ -83,9 +78,12 @@ func cutLast(t *testing.T, token []byte) (head, signature []byte) {
 func TestProtectedHeaderHasAlgKidAndTypOnly(t *testing.T) {
 	key := newSigningKey(t, newSoftKey(t, kms.ES256), Options{})
 	for kind, want := range map[TokenKind]string{
-		IDToken:     `{"alg":"ES256","kid":"` + key.KeyID() + `","typ":"JWT"}`,
-		UserInfo:    `{"alg":"ES256","kid":"` + key.KeyID() + `"}`,
-		AccessToken: `{"alg":"ES256","kid":"` + key.KeyID() + `","typ":"at+jwt"}`,
+		IDToken:               `{"alg":"ES256","kid":"` + key.KeyID() + `","typ":"JWT"}`,
+		LogoutToken:           `{"alg":"ES256","kid":"` + key.KeyID() + `","typ":"logout+jwt"}`,
+		UserInfo:              `{"alg":"ES256","kid":"` + key.KeyID() + `"}`,
+		AuthorizationResponse: `{"alg":"ES256","kid":"` + key.KeyID() + `"}`,
+		Introspection:         `{"alg":"ES256","kid":"` + key.KeyID() + `","typ":"token-introspection+jwt"}`,
+		AccessToken:           `{"alg":"ES256","kid":"` + key.KeyID() + `","typ":"at+jwt"}`,
 	} {
 		encoded, ok := strings.CutSuffix(string(key.headers[kind]), ".")
 		got, err := base64.RawURLEncoding.DecodeString(encoded)

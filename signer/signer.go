@@ -1,5 +1,6 @@
 // Package signer makes a signed JWT (RFC 7519, RFC 7515) out of the claims a
-// caller hands in and a key that lives in a signing backend.
+// caller hands in and a key that lives in a signing backend or, for a client
+// that registered it, the secret that the client shares with the issuer.
 //
 // It works in two steps, so that nothing is asked of an HSM for a token that
 // cannot be issued. Prepare reads the claims strictly, holds them against the
@@ -15,7 +16,9 @@
 //   - Nothing is silently replaced. A claim that contradicts the issuer, the
 //     client, the clock or another claim is refused, with every problem of the
 //     request in one answer.
-//   - No error holds a claim's value.
+//   - A token of one kind is of no use as one of another: the table of kinds
+//     says what keeps each apart from the others.
+//   - No error holds a claim's value, nor anything of a secret.
 //
 // Whether the caller may issue, which key and which algorithm are used, and
 // what becomes of the signed token are decided by others. The keys of issuers

@@ -105,6 +105,14 @@ type Ring struct {
 // Store keeps key rings. What a write has acknowledged survives the death of
 // the process. All methods may be called concurrently; errors are those of
 // this file, or the context's.
+//
+// A store authenticates its rings. One that was changed behind its back is
+// neither handed out nor replaced: that is ErrUnavailable, with a text of its
+// own, so that whoever holds the ring goes on with it and whoever starts has
+// none. A store that cannot authenticate anything yet, because the backend it
+// needs for that has been down since the start, may hand out rings all the
+// same; it refuses to write what was made of them, and if one of them turns
+// out to be forged, it comes back without entries.
 type Store interface {
 	// Ring returns the ring of an issuer and algorithm, or ErrNotFound.
 	Ring(ctx context.Context, issuer string, alg kms.Algorithm) (*Ring, error)
