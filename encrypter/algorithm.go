@@ -21,12 +21,22 @@ type KeyAlgorithm string
 
 // The key management algorithms of this package.
 const (
-	RSAOAEP      KeyAlgorithm = "RSA-OAEP"
 	RSAOAEP256   KeyAlgorithm = "RSA-OAEP-256"
+	RSAOAEP384   KeyAlgorithm = "RSA-OAEP-384"
+	RSAOAEP512   KeyAlgorithm = "RSA-OAEP-512"
+	RSAOAEP      KeyAlgorithm = "RSA-OAEP"
+	RSA15        KeyAlgorithm = "RSA1_5" // legacy
 	ECDHES       KeyAlgorithm = "ECDH-ES"
 	ECDHESA128KW KeyAlgorithm = "ECDH-ES+A128KW"
 	ECDHESA192KW KeyAlgorithm = "ECDH-ES+A192KW"
 	ECDHESA256KW KeyAlgorithm = "ECDH-ES+A256KW"
+	A128KW       KeyAlgorithm = "A128KW"
+	A192KW       KeyAlgorithm = "A192KW"
+	A256KW       KeyAlgorithm = "A256KW"
+	A128GCMKW    KeyAlgorithm = "A128GCMKW"
+	A192GCMKW    KeyAlgorithm = "A192GCMKW"
+	A256GCMKW    KeyAlgorithm = "A256GCMKW"
+	Dir          KeyAlgorithm = "dir"
 )
 
 // ContentEncryption is a JWE content encryption algorithm, a value of the
@@ -43,17 +53,24 @@ const (
 	A128GCM      ContentEncryption = "A128GCM"
 	A192GCM      ContentEncryption = "A192GCM"
 	A256GCM      ContentEncryption = "A256GCM"
+
+	// A128CBCPlusHS256 is legacy: drafts of RFC 7518 defined it, and only
+	// programs older than that RFC ask for it.
+	A128CBCPlusHS256 ContentEncryption = "A128CBC+HS256"
 )
 
 // Values of the JWK members "kty" (RFC 7518 section 6.1, RFC 8037 section 2)
-// and "crv" (RFC 7518 section 6.2.1.1).
+// and "crv" (RFC 7518 section 6.2.1.1, RFC 8037 section 3.2).
 const (
-	typeRSA   = "RSA"
-	typeEC    = "EC"
-	typeOKP   = "OKP"
-	curveP256 = "P-256"
-	curveP384 = "P-384"
-	curveP521 = "P-521"
+	typeRSA     = "RSA"
+	typeEC      = "EC"
+	typeOKP     = "OKP"
+	typeOct     = "oct"
+	curveP256   = "P-256"
+	curveP384   = "P-384"
+	curveP521   = "P-521"
+	curveX25519 = "X25519"
+	curveX448   = "X448"
 )
 
 // keyAlgorithmRow is all that is known of one key management algorithm.
@@ -62,9 +79,13 @@ type keyAlgorithmRow struct {
 	standard string   // where it is defined
 	keyTypes []string // JWK kty of the recipient's key
 	curves   []string // JWK crv of the recipient's key; none if its kty has none
+	// secretSize is the size in bytes of the key if keyTypes is oct, and 0 if
+	// the key takes the place of the CEK and has its size.
+	secretSize int
 
 	allowedByDefault bool // where an issuer's policy names no algorithms
 	allowedInFAPI    bool // in an issuer of the profile fapi
+	legacy           bool // see KeyAlgorithm.Legacy
 
 	// compile prepares the algorithm for one recipient's key, of a type and
 	// curve named above, and one content encryption.
@@ -82,48 +103,95 @@ type contentEncryptionRow struct {
 
 	allowedByDefault bool
 	allowedInFAPI    bool
+	legacy           bool
+
+	// with names the only key management algorithms that the enc goes with.
+	// None: all of them.
+	with []KeyAlgorithm
 
 	seal contentSealer
 }
 
 // keyAlgorithms is the table of key management algorithms, in the order in
 // which people are shown them. FAPI forbids RSA1_5 only (FAPI 1.0 Advanced
-// section 8.6.1), which is not here.
+// section 8.6.1).
 //
 // RSA-OAEP stands for OAEP with SHA-1 and cannot be had with another hash
 // (RFC 7518 section 4.3). That is no weakness: OAEP's proof asks its hash to
 // behave as a random function on inputs that an attacker does not choose, not
-// to resist collisions, which is what SHA-1 has lost.
+// to resist collisions, which is what SHA-1 has lost. RSA1_5 is a weakness, of
+// the clients that decrypt it (Bleichenbacher's attack).
 var keyAlgorithms = []keyAlgorithmRow{
 	{
 		name: RSAOAEP256, standard: "RFC 7518 section 4.3", keyTypes: rsaKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha256.New),
 	},
 	{
+		name: RSAOAEP384, standard: webCrypto, keyTypes: rsaKeys,
+		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha512.New384),
+	},
+	{
+		name: RSAOAEP512, standard: webCrypto, keyTypes: rsaKeys,
+		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha512.New),
+	},
+	{
 		name: RSAOAEP, standard: "RFC 7518 section 4.3", keyTypes: rsaKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha1.New),
 	},
 	{
-		name: ECDHES, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		name: ECDHES, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhDirect,
 	},
 	{
-		name: ECDHESA128KW, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		name: ECDHESA128KW, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA128KW, 16),
 	},
 	{
-		name: ECDHESA192KW, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		name: ECDHESA192KW, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA192KW, 24),
 	},
 	{
-		name: ECDHESA256KW, standard: "RFC 7518 section 4.6", keyTypes: ecKeys, curves: nistCurves,
+		name: ECDHESA256KW, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA256KW, 32),
+	},
+	{
+		name: A128KW, standard: "RFC 7518 section 4.4", keyTypes: octKeys, secretSize: 16,
+		allowedByDefault: true, allowedInFAPI: true, compile: aesKeyWrap,
+	},
+	{
+		name: A192KW, standard: "RFC 7518 section 4.4", keyTypes: octKeys, secretSize: 24,
+		allowedByDefault: true, allowedInFAPI: true, compile: aesKeyWrap,
+	},
+	{
+		name: A256KW, standard: "RFC 7518 section 4.4", keyTypes: octKeys, secretSize: 32,
+		allowedByDefault: true, allowedInFAPI: true, compile: aesKeyWrap,
+	},
+	{
+		name: A128GCMKW, standard: "RFC 7518 section 4.7", keyTypes: octKeys, secretSize: 16,
+		allowedByDefault: true, allowedInFAPI: true, compile: aesGCMKeyWrap,
+	},
+	{
+		name: A192GCMKW, standard: "RFC 7518 section 4.7", keyTypes: octKeys, secretSize: 24,
+		allowedByDefault: true, allowedInFAPI: true, compile: aesGCMKeyWrap,
+	},
+	{
+		name: A256GCMKW, standard: "RFC 7518 section 4.7", keyTypes: octKeys, secretSize: 32,
+		allowedByDefault: true, allowedInFAPI: true, compile: aesGCMKeyWrap,
+	},
+	{
+		name: Dir, standard: "RFC 7518 section 4.5", keyTypes: octKeys,
+		allowedByDefault: true, allowedInFAPI: true, compile: sharedKey,
+	},
+	{
+		name: RSA15, standard: "RFC 7518 section 4.2", keyTypes: rsaKeys,
+		legacy: true, compile: rsaPKCS1,
 	},
 }
 
 // contentEncryptions is the table of content encryption algorithms, in the
 // order in which people are shown them. Those with a hash in their name take a
-// CEK of twice the AES key's size: its first half is the key of the HMAC.
+// CEK of twice the AES key's size: its first half is the key of the HMAC. The
+// CEK of A128CBC+HS256 is neither key: both are derived from it.
 var contentEncryptions = []contentEncryptionRow{
 	{
 		name: A128CBCHS256, standard: "RFC 7518 section 5.2.3", keySize: 32, ivSize: 16, tagSize: 16,
@@ -149,12 +217,24 @@ var contentEncryptions = []contentEncryptionRow{
 		name: A256GCM, standard: "RFC 7518 section 5.3", keySize: 32, ivSize: 12, tagSize: 16,
 		allowedByDefault: true, allowedInFAPI: true, seal: sealGCM,
 	},
+	{
+		name: A128CBCPlusHS256, standard: "draft-ietf-jose-json-web-algorithms-08", keySize: 32, ivSize: 16, tagSize: 32,
+		legacy: true, with: []KeyAlgorithm{RSA15, RSAOAEP}, seal: sealCBCPlusHMAC,
+	},
 }
 
+// Texts and lists that rows share. RSA-OAEP with longer hashes came to the JOSE
+// registry with the Web Cryptography API.
+const (
+	webCrypto         = "W3C Web Cryptography API (IANA JSON Web Signature and Encryption Algorithms)"
+	agreementStandard = "RFC 7518 section 4.6, RFC 8037 section 3.2"
+)
+
 var (
-	rsaKeys    = []string{typeRSA}
-	ecKeys     = []string{typeEC}
-	nistCurves = []string{curveP256, curveP384, curveP521}
+	rsaKeys         = []string{typeRSA}
+	octKeys         = []string{typeOct}
+	agreementKeys   = []string{typeEC, typeOKP}
+	agreementCurves = []string{curveP256, curveP384, curveP521, curveX25519, curveX448}
 )
 
 // KeyAlgorithms returns every key management algorithm of this package, in
@@ -194,7 +274,7 @@ func (a KeyAlgorithm) row() *keyAlgorithmRow {
 func (a KeyAlgorithm) Known() bool { return a.row() != nil }
 
 // KeyTypes returns the types of key that the algorithm takes, as JWK "kty"
-// values such as "RSA" or "EC". The caller owns the slice.
+// values: "RSA", "EC", "OKP" or "oct". The caller owns the slice.
 func (a KeyAlgorithm) KeyTypes() []string {
 	if r := a.row(); r != nil {
 		return slices.Clone(r.keyTypes)
@@ -234,17 +314,48 @@ func (a KeyAlgorithm) AllowedInFAPI() bool {
 	return r != nil && r.allowedInFAPI
 }
 
-// Fits returns nil if a key of pub's type and curve can be used with the
-// algorithm: an *rsa.PublicKey, *ecdsa.PublicKey or *ecdh.PublicKey. Otherwise
-// its error wraps [ErrUnknownAlgorithm] or [ErrKeyUnsuitable] and names the
-// algorithms that such a key would suit. It does not look at the key's value:
-// [NewRecipient] does.
-func (a KeyAlgorithm) Fits(pub crypto.PublicKey) error {
+// Symmetric reports whether the algorithm needs a secret that the client and
+// the issuer share, a [SecretKey], where the others need the client's public
+// key.
+func (a KeyAlgorithm) Symmetric() bool {
+	r := a.row()
+	return r != nil && slices.Contains(r.keyTypes, typeOct)
+}
+
+// SecretSize returns the size in bytes of the [SecretKey] that a symmetric
+// algorithm needs: 16 for A128KW, and that of the CEK for dir. It is 0 for the
+// other algorithms.
+func (a KeyAlgorithm) SecretSize(enc ContentEncryption) int {
+	switch r := a.row(); {
+	case r == nil || !a.Symmetric():
+		return 0
+	case r.secretSize == 0:
+		return enc.KeySize()
+	default:
+		return r.secretSize
+	}
+}
+
+// Legacy reports whether the algorithm is here only for clients that know no
+// better one: it is to be used where the issuer's policy names it and the
+// client is registered as such a client, and nowhere else.
+func (a KeyAlgorithm) Legacy() bool {
+	r := a.row()
+	return r != nil && r.legacy
+}
+
+// Fits returns nil if a key of the type and curve of key can be used with the
+// algorithm: an *rsa.PublicKey, *ecdsa.PublicKey, *ecdh.PublicKey,
+// [X448PublicKey] or [SecretKey]. Otherwise its error wraps
+// [ErrUnknownAlgorithm] or [ErrKeyUnsuitable] and names the algorithms that
+// such a key would suit. It does not look at the key's value: [NewRecipient]
+// does.
+func (a KeyAlgorithm) Fits(key crypto.PublicKey) error {
 	r := a.row()
 	if r == nil {
 		return unknownKeyAlgorithm(a)
 	}
-	kty, crv, err := keyKind(pub)
+	kty, crv, err := keyKind(key)
 	if err != nil {
 		return err
 	}
@@ -266,27 +377,33 @@ func (r *keyAlgorithmRow) takes(kty, crv string) bool {
 	return slices.Contains(r.curves, crv)
 }
 
-// keyKind returns the JWK kty and crv of a public key.
-func keyKind(pub crypto.PublicKey) (kty, crv string, err error) {
-	switch pub := pub.(type) {
+// keyKind returns the JWK kty and crv of a recipient's key.
+func keyKind(key crypto.PublicKey) (kty, crv string, err error) {
+	switch key := key.(type) {
 	case *rsa.PublicKey:
-		if pub != nil {
+		if key != nil {
 			return typeRSA, "", nil
 		}
 	case *ecdsa.PublicKey:
 		// Without coordinates the standard library's own checks of a key panic.
-		if pub != nil && pub.Curve != nil && pub.Curve.Params() != nil && pub.X != nil && pub.Y != nil { //nolint:staticcheck // only compared with nil
-			return typeEC, pub.Curve.Params().Name, nil
+		if key != nil && key.Curve != nil && key.Curve.Params() != nil && key.X != nil && key.Y != nil { //nolint:staticcheck // only compared with nil
+			return typeEC, key.Curve.Params().Name, nil
 		}
 	case *ecdh.PublicKey:
-		if pub != nil && pub.Curve() != nil {
-			if pub.Curve() == ecdh.X25519() {
-				return typeOKP, "X25519", nil
+		if key != nil && key.Curve() != nil {
+			if key.Curve() == ecdh.X25519() {
+				return typeOKP, curveX25519, nil
 			}
-			return typeEC, fmt.Sprint(pub.Curve()), nil
+			return typeEC, fmt.Sprint(key.Curve()), nil
+		}
+	case X448PublicKey:
+		return typeOKP, curveX448, nil
+	case SecretKey:
+		if len(key) > 0 {
+			return typeOct, "", nil
 		}
 	}
-	return "", "", fmt.Errorf("%w: a %T is not a public key that can be encrypted to, or it is empty; give an RSA or an elliptic curve public key", ErrKeyUnsuitable, pub)
+	return "", "", fmt.Errorf("%w: a %T is not a key that can be encrypted to, or it is empty; give an RSA or an elliptic curve public key, or a SecretKey", ErrKeyUnsuitable, key)
 }
 
 // describeKeys puts key types and curves into words: "EC (P-256, P-384)".
@@ -299,11 +416,11 @@ func describeKeys(types, curves []string) string {
 }
 
 // adviseAlgorithms says which algorithms a key of this kind could be used
-// with.
+// with. Legacy ones are nothing to advise.
 func adviseAlgorithms(kty, crv string) string {
 	var fitting []string
 	for i := range keyAlgorithms {
-		if keyAlgorithms[i].takes(kty, crv) {
+		if keyAlgorithms[i].takes(kty, crv) && !keyAlgorithms[i].legacy {
 			fitting = append(fitting, string(keyAlgorithms[i].name))
 		}
 	}
@@ -358,4 +475,11 @@ func (e ContentEncryption) AllowedByDefault() bool {
 func (e ContentEncryption) AllowedInFAPI() bool {
 	r := e.row()
 	return r != nil && r.allowedInFAPI
+}
+
+// Legacy reports whether the algorithm is here only for clients that know no
+// better one; see [KeyAlgorithm.Legacy].
+func (e ContentEncryption) Legacy() bool {
+	r := e.row()
+	return r != nil && r.legacy
 }

@@ -15,27 +15,46 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTableHoldsTheAlgorithmsOfTheStandard(t *testing.T) {
-	nist := []string{"P-256", "P-384", "P-521"}
+func TestTableHoldsTheAlgorithmsOfTheStandards(t *testing.T) {
 	type row struct {
-		Types, Curves          []string
-		Standard               string
-		AllowedByDefault, FAPI bool
+		Types, Curves             []string
+		Standard                  string
+		ByDefault, FAPI, Legacy   bool
+		Symmetric                 bool
+		SecretSize128, SecretSize int // with A128GCM and with A256CBC-HS512, bytes
+	}
+	const (
+		oaep      = "RFC 7518 section 4.3"
+		web       = "W3C Web Cryptography API (IANA JSON Web Signature and Encryption Algorithms)"
+		agreement = "RFC 7518 section 4.6, RFC 8037 section 3.2"
+		wrap      = "RFC 7518 section 4.4"
+		gcmWrap   = "RFC 7518 section 4.7"
+	)
+	rsa := func(standard string) row {
+		return row{Types: []string{"RSA"}, Standard: standard, ByDefault: true, FAPI: true}
+	}
+	ecdh := row{Types: []string{"EC", "OKP"}, Curves: []string{"P-256", "P-384", "P-521", "X25519", "X448"}, Standard: agreement, ByDefault: true, FAPI: true}
+	oct := func(standard string, size128, size int) row {
+		return row{Types: []string{"oct"}, Standard: standard, ByDefault: true, FAPI: true, Symmetric: true, SecretSize128: size128, SecretSize: size}
 	}
 	want := map[KeyAlgorithm]row{
-		"RSA-OAEP":       {[]string{"RSA"}, nil, "RFC 7518 section 4.3", true, true},
-		"RSA-OAEP-256":   {[]string{"RSA"}, nil, "RFC 7518 section 4.3", true, true},
-		"ECDH-ES":        {[]string{"EC"}, nist, "RFC 7518 section 4.6", true, true},
-		"ECDH-ES+A128KW": {[]string{"EC"}, nist, "RFC 7518 section 4.6", true, true},
-		"ECDH-ES+A192KW": {[]string{"EC"}, nist, "RFC 7518 section 4.6", true, true},
-		"ECDH-ES+A256KW": {[]string{"EC"}, nist, "RFC 7518 section 4.6", true, true},
+		"RSA1_5":       {Types: []string{"RSA"}, Standard: "RFC 7518 section 4.2", Legacy: true},
+		"RSA-OAEP":     rsa(oaep),
+		"RSA-OAEP-256": rsa(oaep), "RSA-OAEP-384": rsa(web), "RSA-OAEP-512": rsa(web),
+		"ECDH-ES": ecdh, "ECDH-ES+A128KW": ecdh, "ECDH-ES+A192KW": ecdh, "ECDH-ES+A256KW": ecdh,
+		"A128KW": oct(wrap, 16, 16), "A192KW": oct(wrap, 24, 24), "A256KW": oct(wrap, 32, 32),
+		"A128GCMKW": oct(gcmWrap, 16, 16), "A192GCMKW": oct(gcmWrap, 24, 24), "A256GCMKW": oct(gcmWrap, 32, 32),
+		"dir": oct("RFC 7518 section 4.5", 16, 64),
 	}
 	got := map[KeyAlgorithm]row{}
 	for _, a := range KeyAlgorithms() {
 		if !a.Known() {
 			t.Errorf("%s.Known() = false", a)
 		}
-		got[a] = row{a.KeyTypes(), a.Curves(), a.Standard(), a.AllowedByDefault(), a.AllowedInFAPI()}
+		got[a] = row{
+			a.KeyTypes(), a.Curves(), a.Standard(), a.AllowedByDefault(), a.AllowedInFAPI(), a.Legacy(),
+			a.Symmetric(), a.SecretSize(A128GCM), a.SecretSize(A256CBCHS512),
+		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("key algorithms (-want +got):\n%s", diff)
@@ -45,12 +64,19 @@ func TestTableHoldsTheAlgorithmsOfTheStandard(t *testing.T) {
 	keySizes := map[ContentEncryption]int{
 		"A128CBC-HS256": 32, "A192CBC-HS384": 48, "A256CBC-HS512": 64,
 		"A128GCM": 16, "A192GCM": 24, "A256GCM": 32,
+		"A128CBC+HS256": 32,
 	}
 	gotSizes := map[ContentEncryption]int{}
 	for _, e := range ContentEncryptions() {
 		gotSizes[e] = e.KeySize()
-		if !e.Known() || !e.AllowedByDefault() || !e.AllowedInFAPI() || !strings.HasPrefix(e.Standard(), "RFC 7518 section 5.") {
-			t.Errorf("%s: Known %t, AllowedByDefault %t, AllowedInFAPI %t, Standard %q", e, e.Known(), e.AllowedByDefault(), e.AllowedInFAPI(), e.Standard())
+		legacy := e == "A128CBC+HS256"
+		standard := "RFC 7518 section 5."
+		if legacy {
+			standard = "draft-ietf-jose-json-web-algorithms-08"
+		}
+		if !e.Known() || e.Legacy() != legacy || e.AllowedByDefault() == legacy || e.AllowedInFAPI() == legacy || !strings.HasPrefix(e.Standard(), standard) {
+			t.Errorf("%s: Known %t, Legacy %t, AllowedByDefault %t, AllowedInFAPI %t, Standard %q",
+				e, e.Known(), e.Legacy(), e.AllowedByDefault(), e.AllowedInFAPI(), e.Standard())
 		}
 	}
 	if diff := cmp.Diff(keySizes, gotSizes); diff != "" {
@@ -76,16 +102,16 @@ func TestNoAlgorithmExceedsTheWorkspace(t *testing.T) {
 }
 
 func TestUnknownAlgorithmHasNoProperties(t *testing.T) {
-	for _, a := range []KeyAlgorithm{"", "rsa-oaep", "RSA1_5", "dir", "A128KW", "none", "RSA-OAEP "} {
-		if a.Known() || a.KeyTypes() != nil || a.Curves() != nil || a.Standard() != "" || a.AllowedByDefault() || a.AllowedInFAPI() {
+	for _, a := range []KeyAlgorithm{"", "rsa-oaep", "DIR", "PBES2-HS256+A128KW", "none", "RSA-OAEP "} {
+		if a.Known() || a.Symmetric() || a.Legacy() || a.SecretSize(A128GCM) != 0 || a.Warnings(A128GCM) != nil || a.KeyTypes() != nil || a.Curves() != nil || a.Standard() != "" || a.AllowedByDefault() || a.AllowedInFAPI() {
 			t.Errorf("KeyAlgorithm(%q) is known", a)
 		}
 		if err := a.Fits(&testKeys.rsa2048().PublicKey); !errors.Is(err, ErrUnknownAlgorithm) {
 			t.Errorf("KeyAlgorithm(%q).Fits = %v, want ErrUnknownAlgorithm", a, err)
 		}
 	}
-	for _, e := range []ContentEncryption{"", "a128gcm", "A128CBC+HS256", "none"} {
-		if e.Known() || e.KeySize() != 0 || e.Standard() != "" || e.AllowedByDefault() || e.AllowedInFAPI() {
+	for _, e := range []ContentEncryption{"", "a128gcm", "A256CBC+HS512", "none"} {
+		if e.Known() || e.Legacy() || e.KeySize() != 0 || e.Standard() != "" || e.AllowedByDefault() || e.AllowedInFAPI() {
 			t.Errorf("ContentEncryption(%q) is known", e)
 		}
 	}
@@ -117,14 +143,24 @@ func TestFitsComparesTypeAndCurve(t *testing.T) {
 		{"RSA", RSAOAEP, rsaKey, ""},
 		{"ecdsa key", ECDHES, p256, ""},
 		{"ecdh key", ECDHESA256KW, p521, ""},
-		{"RSA for ECDH", ECDHES, rsaKey, "ECDH-ES needs a key of type EC (P-256, P-384, P-521), and this one is RSA; use a fitting key, or for this one RSA-OAEP-256, RSA-OAEP"},
+		{"X25519", ECDHES, x25519, ""},
+		{"X448", ECDHESA128KW, X448PublicKey{5}, ""},
+		{"secret", A256GCMKW, SecretKey("a secret"), ""},
+		{"secret for dir", Dir, SecretKey("a secret"), ""},
+		{"RSA for ECDH", ECDHES, rsaKey, "ECDH-ES needs a key of type EC or OKP (P-256, P-384, P-521, X25519, X448), and this one is RSA; use a fitting key, or for this one RSA-OAEP-256, RSA-OAEP-384"},
 		{"EC for RSA", RSAOAEP256, p256, "RSA-OAEP-256 needs a key of type RSA, and this one is EC P-256; use a fitting key, or for this one ECDH-ES, ECDH-ES+A128KW"},
 		{"P-224", ECDHES, p224, "this one is EC P-224; no algorithm known here takes it"},
-		{"X25519", ECDHES, x25519, "this one is OKP X25519; no algorithm known here takes it"},
-		{"Ed25519", ECDHES, ed25519.PublicKey(make([]byte, 32)), "ed25519.PublicKey is not a public key that can be encrypted to"},
-		{"private key", RSAOAEP, testKeys.rsa2048(), "*rsa.PrivateKey is not a public key"},
-		{"RSA by value", RSAOAEP, *rsaKey, "rsa.PublicKey is not a public key"},
-		{"nothing", RSAOAEP, nil, "<nil> is not a public key"},
+		{"X25519 for RSA", RSAOAEP, x25519, "this one is OKP X25519; use a fitting key, or for this one ECDH-ES"},
+		{"X448 for a secret", A128KW, X448PublicKey{5}, "A128KW needs a key of type oct, and this one is OKP X448"},
+		{"RSA for a secret", Dir, rsaKey, "dir needs a key of type oct, and this one is RSA"},
+		{"secret for RSA", RSAOAEP256, SecretKey("a secret"), "this one is oct; use a fitting key, or for this one A128KW"},
+		{"bytes", A128KW, []byte("a secret"), "[]uint8 is not a key that can be encrypted to"},
+		{"no secret", A128KW, SecretKey(nil), "or it is empty"},
+		{"X448 by pointer", ECDHES, &X448PublicKey{5}, "*encrypter.X448PublicKey is not a key"},
+		{"Ed25519", ECDHES, ed25519.PublicKey(make([]byte, 32)), "ed25519.PublicKey is not a key that can be encrypted to"},
+		{"private key", RSAOAEP, testKeys.rsa2048(), "*rsa.PrivateKey is not a key"},
+		{"RSA by value", RSAOAEP, *rsaKey, "rsa.PublicKey is not a key"},
+		{"nothing", RSAOAEP, nil, "<nil> is not a key"},
 		{"nil RSA", RSAOAEP, (*rsa.PublicKey)(nil), "or it is empty"},
 		{"nil EC", ECDHES, (*ecdsa.PublicKey)(nil), "or it is empty"},
 		{"EC without a curve", ECDHES, &ecdsa.PublicKey{}, "or it is empty"},

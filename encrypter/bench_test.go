@@ -11,9 +11,10 @@ import (
 //
 //	impl=ours    this package, the recipient kept
 //	impl=floor   only the cryptographic primitives, random bytes and the base64 of the ciphertext
-//	impl=gojose  go-jose, its encrypter kept
+//	impl=gojose  go-jose, its encrypter kept, where it has the algorithms
 //
-// The goal is ours at most 1.10 times the floor.
+// The goal is ours at most 1.10 times the floor for RSA and ECDH, and 1.5 times
+// for keys that are shared.
 func BenchmarkJWE(b *testing.B) {
 	jws := signedToken(943)
 	for _, c := range combinations(b) {
@@ -33,10 +34,13 @@ func BenchmarkJWE(b *testing.B) {
 				f()
 			}
 		})
+		if !joseHas(c.alg, c.enc, c.private) {
+			continue
+		}
 		b.Run(c.String()+"/impl=gojose", func(b *testing.B) {
 			options := (&jose.EncrypterOptions{}).WithContentType("JWT")
 			encrypter, err := jose.NewEncrypter(jose.ContentEncryption(c.enc), jose.Recipient{
-				Algorithm: jose.KeyAlgorithm(c.alg), Key: c.private.Public(), KeyID: "key-1",
+				Algorithm: jose.KeyAlgorithm(c.alg), Key: joseKey(c), KeyID: "key-1",
 			}, options)
 			if err != nil {
 				b.Fatal(err)
@@ -53,6 +57,14 @@ func BenchmarkJWE(b *testing.B) {
 			}
 		})
 	}
+}
+
+// joseKey is the recipient's key as go-jose takes it.
+func joseKey(c combination) any {
+	if secret, ok := c.private.(SecretKey); ok {
+		return []byte(secret)
+	}
+	return public(c.private)
 }
 
 // BenchmarkNewRecipient is the cost of a client's first token, or of its first

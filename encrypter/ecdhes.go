@@ -46,69 +46,107 @@ func ecdhKeyWrap(alg KeyAlgorithm, size int) func(crypto.PublicKey, *contentEncr
 
 // agreement is the recipient's half of an ECDH-ES key agreement.
 type agreement struct {
-	public    *ecdh.PublicKey
-	curve     string // JWK crv
+	party     party
 	otherInfo []byte // of the Concat KDF
 }
 
-// newAgreement prepares agreements with key, an *ecdsa.PublicKey or
-// *ecdh.PublicKey on a NIST curve, on keys of size bytes for the algorithm.
+// party is a recipient's public key on one kind of curve.
+type party interface {
+	// agree makes a fresh ephemeral key pair, appends its public key to
+	// w.header as the member "epk" (RFC 7518 section 4.6.1.1), and returns the
+	// shared secret, which the caller owns and clears. An error leaves w.header
+	// as it was.
+	agree(w *workspace) (secret []byte, err error)
+}
+
+// newAgreement prepares agreements with key, which is on one of the curves of
+// the table, on keys of size bytes for the algorithm.
 func newAgreement(key crypto.PublicKey, algorithm string, size int) (*agreement, error) {
-	_, curve, err := keyKind(key)
+	party, err := newParty(key)
 	if err != nil {
 		return nil, err
 	}
-	public, ok := key.(*ecdh.PublicKey)
-	if !ok {
-		// Checks that the point is on its curve. An *ecdh.PublicKey was
-		// checked when it was made, and cannot be changed.
-		if public, err = key.(*ecdsa.PublicKey).ECDH(); err != nil {
-			return nil, fmt.Errorf("%w: the key is not a point on %s (%w); get the key again from the client", ErrKeyUnsuitable, curve, err)
-		}
+	return &agreement{party, kdfOtherInfo(algorithm, nil, nil, size)}, nil
+}
+
+func newParty(key crypto.PublicKey) (party, error) {
+	kty, curve, err := keyKind(key)
+	switch {
+	case err != nil:
+		return nil, err
+	case curve == curveX25519:
+		return newX25519Party(key)
+	case curve == curveX448:
+		return newX448Party(key)
+	case kty == typeEC:
+		return newNISTParty(key, curve)
 	}
-	return &agreement{
-		public:    public,
-		curve:     curve,
-		otherInfo: kdfOtherInfo(algorithm, nil, nil, size),
-	}, nil
+	return nil, fmt.Errorf("%w: no key agreement is known with a %T", ErrKeyUnsuitable, key)
 }
 
 // derive agrees upon a key with a fresh ephemeral key pair, fills derived with
 // it, and appends the ephemeral public key to the header.
 func (a *agreement) derive(derived []byte, w *workspace) error {
-	ephemeral, err := w.entropy.ephemeral(a.public.Curve())
+	before := len(w.header)
+	secret, err := a.party.agree(w)
 	if err != nil {
-		return fmt.Errorf("generate ephemeral key: %w", err)
-	}
-	secret, err := ephemeral.ECDH(a.public)
-	if err != nil {
-		return fmt.Errorf("key agreement: %w", err)
+		return err
 	}
 	defer clear(secret)
 	if allZero(secret) {
 		// On curves with points of low order a key can force this result,
 		// and everybody would know the derived key.
-		return fmt.Errorf("%w: key agreement gave the all-zero secret; replace the client's key", ErrKeyUnsuitable)
+		w.header = w.header[:before]
+		return errZeroSecret
 	}
 	concatKDF(derived, secret, a.otherInfo, w)
-	w.header = appendEPK(w.header, a.curve, ephemeral.PublicKey())
 	return nil
 }
 
-// appendEPK appends the header parameter "epk" (RFC 7518 section 4.6.1.1): the
-// ephemeral public key on a NIST curve as a JWK.
-func appendEPK(dst []byte, curve string, public *ecdh.PublicKey) []byte {
+// errZeroSecret: RFC 7748 section 6 and RFC 8037 section 5 want it refused.
+var errZeroSecret = fmt.Errorf("%w: key agreement gives the all-zero secret; replace the client's key", ErrKeyUnsuitable)
+
+// nistParty is a public key on a curve of FIPS 186.
+type nistParty struct {
+	public *ecdh.PublicKey
+	curve  string // JWK crv
+}
+
+// newNISTParty takes an *ecdsa.PublicKey or *ecdh.PublicKey.
+func newNISTParty(key crypto.PublicKey, curve string) (*nistParty, error) {
+	public, ok := key.(*ecdh.PublicKey)
+	if !ok {
+		// Checks that the point is on its curve. An *ecdh.PublicKey was
+		// checked when it was made, and cannot be changed.
+		var err error
+		if public, err = key.(*ecdsa.PublicKey).ECDH(); err != nil {
+			return nil, fmt.Errorf("%w: the key is not a point on %s (%w); get the key again from the client", ErrKeyUnsuitable, curve, err)
+		}
+	}
+	return &nistParty{public, curve}, nil
+}
+
+func (p *nistParty) agree(w *workspace) ([]byte, error) {
+	ephemeral, err := w.entropy.ephemeral(p.public.Curve())
+	if err != nil {
+		return nil, fmt.Errorf("generate ephemeral key: %w", err)
+	}
+	secret, err := ephemeral.ECDH(p.public)
+	if err != nil {
+		return nil, fmt.Errorf("key agreement: %w", err)
+	}
 	// SEC 1 section 2.3.3: 0x04, then both coordinates in full length, as
 	// RFC 7518 section 6.2.1.2 wants them too.
-	point := public.Bytes()[1:]
+	point := ephemeral.PublicKey().Bytes()[1:]
 	x, y := point[:len(point)/2], point[len(point)/2:]
-	dst = append(dst, `,"epk":{"kty":"EC","crv":"`...)
-	dst = append(dst, curve...)
-	dst = append(dst, `","x":"`...)
-	dst = base64url.AppendEncode(dst, x)
-	dst = append(dst, `","y":"`...)
-	dst = base64url.AppendEncode(dst, y)
-	return append(dst, `"}`...)
+	w.header = append(w.header, `,"epk":{"kty":"EC","crv":"`...)
+	w.header = append(w.header, p.curve...)
+	w.header = append(w.header, `","x":"`...)
+	w.header = appendBase64(w.header, x)
+	w.header = append(w.header, `","y":"`...)
+	w.header = appendBase64(w.header, y)
+	w.header = append(w.header, `"}`...)
+	return secret, nil
 }
 
 // allZero looks at every byte of b, whatever it finds.

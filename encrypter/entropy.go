@@ -12,7 +12,8 @@ type entropy interface {
 	// fill overwrites b with random bytes.
 	fill(b []byte)
 
-	// ephemeral returns a key pair on the curve that nothing else uses.
+	// ephemeral returns a key pair on a NIST curve that nothing else uses.
+	// Those for X25519 and X448 are made of what fill gives.
 	ephemeral(curve ecdh.Curve) (*ecdh.PrivateKey, error)
 }
 

@@ -13,7 +13,11 @@ var (
 	// implements. Choose one of [KeyAlgorithms] and [ContentEncryptions].
 	ErrUnknownAlgorithm = errors.New("unknown encryption algorithm")
 
-	// ErrKeyUnsuitable: the public key is of the wrong type or curve for the
+	// ErrPair: the alg and the enc are known, but do not go together. Choose
+	// another enc.
+	ErrPair = errors.New("encryption algorithms do not go together")
+
+	// ErrKeyUnsuitable: the key is of the wrong type or curve for the
 	// algorithm, too small, too large, or not a valid key at all. Trying
 	// again cannot help: get another key from the client, or agree on another
 	// algorithm with it.

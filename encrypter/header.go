@@ -2,8 +2,8 @@ package encrypter
 
 import (
 	"bytes"
+	"crypto/sha1" //nolint:gosec // its size only: x5t is defined with it.
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,10 +17,6 @@ import (
 // carry tokens.
 const maxHeaderSize = 2048
 
-// base64url is the encoding of RFC 7515 section 2: URL-safe, without padding.
-// Its decoder accepts one encoding of each value only.
-var base64url = base64.RawURLEncoding.Strict()
-
 // header is the part of the protected header that is the same in every token
 // of a recipient; see Recipient.
 type header struct {
@@ -31,12 +27,11 @@ type header struct {
 
 // newHeader encodes the protected header for cfg, whose algorithms are known.
 func newHeader(cfg RecipientConfig) (header, error) {
-	if cfg.X5TS256 != "" {
-		// The length is compared too, as the decoder skips line breaks.
-		thumbprint, err := base64url.DecodeString(cfg.X5TS256)
-		if err != nil || len(thumbprint) != sha256.Size || len(cfg.X5TS256) != base64url.EncodedLen(sha256.Size) {
-			return header{}, fmt.Errorf("%w: x5t#S256 must be the SHA-256 hash of a certificate, 32 bytes in base64url without padding", ErrHeaderValue)
-		}
+	if !isThumbprint(cfg.X5T, sha1.Size) {
+		return header{}, fmt.Errorf("%w: x5t must be the SHA-1 hash of a certificate, 20 bytes in base64url without padding (not of its hexadecimal text)", ErrHeaderValue)
+	}
+	if !isThumbprint(cfg.X5TS256, sha256.Size) {
+		return header{}, fmt.Errorf("%w: x5t#S256 must be the SHA-256 hash of a certificate, 32 bytes in base64url without padding", ErrHeaderValue)
 	}
 	text := []byte("{")
 	for _, member := range []struct{ name, value string }{
@@ -44,6 +39,7 @@ func newHeader(cfg RecipientConfig) (header, error) {
 		{"enc", string(cfg.ContentEncryption)},
 		{"cty", "JWT"}, // RFC 7519 section 5.2: always so in a nested JWT
 		{"kid", cfg.KeyID},
+		{"x5t", cfg.X5T},
 		{"x5t#S256", cfg.X5TS256},
 		{"iss", cfg.Issuer},
 	} {
@@ -71,6 +67,17 @@ func newHeader(cfg RecipientConfig) (header, error) {
 		encoded: base64url.EncodeToString(text[:ahead]),
 		rest:    string(text[ahead:]),
 	}, nil
+}
+
+// isThumbprint reports whether s is the base64url encoding of a hash of size
+// bytes, or empty.
+func isThumbprint(s string, size int) bool {
+	if s == "" {
+		return true
+	}
+	// The length is compared too, as the decoder skips line breaks.
+	thumbprint, err := base64url.DecodeString(s)
+	return err == nil && len(thumbprint) == size && len(s) == base64url.EncodedLen(size)
 }
 
 // jsonString encodes s as a JSON string.

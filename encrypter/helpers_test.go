@@ -11,12 +11,11 @@ import (
 	"encoding/json"
 	"math/big"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/go-jose/go-jose/v4"
+	"github.com/cloudflare/circl/dh/x448"
 )
 
 // testKeys are key pairs of every kind that the table's algorithms take. RSA
@@ -24,6 +23,8 @@ import (
 var testKeys = struct {
 	rsa2048, rsa3072 func() *rsa.PrivateKey
 	ec               func() map[string]*ecdsa.PrivateKey // by JWK crv
+	x25519           func() *ecdh.PrivateKey
+	x448             func() x448Private
 }{
 	rsa2048: sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) }),
 	rsa3072: sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 3072)) }),
@@ -34,6 +35,36 @@ var testKeys = struct {
 			"P-521": must(ecdsa.GenerateKey(elliptic.P521(), rand.Reader)),
 		}
 	}),
+	x25519: sync.OnceValue(func() *ecdh.PrivateKey { return must(ecdh.X25519().GenerateKey(rand.Reader)) }),
+	x448: sync.OnceValue(func() x448Private {
+		var k x448Private
+		_, _ = rand.Read(k[:])
+		return k
+	}),
+}
+
+// x448Private is a private key for X448, as RFC 8037 section 2 has it in "d".
+type x448Private x448.Key
+
+// public returns the recipient's key that belongs to a private one.
+func public(private any) crypto.PublicKey {
+	switch k := private.(type) {
+	case SecretKey:
+		return k
+	case x448Private:
+		var p x448.Key
+		x448.KeyGen(&p, (*x448.Key)(&k))
+		return X448PublicKey(p)
+	case *ecdh.PrivateKey:
+		return k.PublicKey()
+	default:
+		return k.(crypto.Signer).Public()
+	}
+}
+
+// secretKey returns a key of the size that the algorithms need.
+func secretKey(alg KeyAlgorithm, enc ContentEncryption) SecretKey {
+	return must(DeriveSecretKey("correct horse battery staple", alg.SecretSize(enc)))
 }
 
 func must[T any](v T, err error) T {
@@ -47,9 +78,12 @@ func must[T any](v T, err error) T {
 type combination struct {
 	alg     KeyAlgorithm
 	enc     ContentEncryption
-	size    string // curve, or bits of the RSA modulus
-	private crypto.Signer
+	size    string // curve, bits of the RSA modulus, or "oct"
+	private any    // *rsa.PrivateKey, *ecdsa.PrivateKey, *ecdh.PrivateKey, x448Private or SecretKey
 }
+
+// oneOfEach are sizes that have every way of managing keys among them.
+var oneOfEach = []string{"2048", "P-256", "X25519", "X448", "oct"}
 
 func (c combination) String() string {
 	return string(c.alg) + "/" + c.size + "/" + string(c.enc)
@@ -57,7 +91,7 @@ func (c combination) String() string {
 
 func (c combination) recipient(t testing.TB) *Recipient {
 	t.Helper()
-	r, err := NewRecipient(RecipientConfig{Key: c.private.Public(), KeyID: "key-1", Algorithm: c.alg, ContentEncryption: c.enc})
+	r, err := NewRecipient(RecipientConfig{Key: public(c.private), KeyID: "key-1", Algorithm: c.alg, ContentEncryption: c.enc})
 	if err != nil {
 		t.Fatalf("NewRecipient(%s): %v", c, err)
 	}
@@ -76,17 +110,27 @@ func combinations(t testing.TB, sizes ...string) []combination {
 	}
 	for _, alg := range KeyAlgorithms() {
 		for _, enc := range ContentEncryptions() {
-			if alg.KeyTypes()[0] == "RSA" {
-				for _, key := range []*rsa.PrivateKey{testKeys.rsa2048(), testKeys.rsa3072()} {
-					add(combination{alg, enc, strconv.Itoa(key.N.BitLen()), key})
-				}
+			if CheckPair(alg, enc) != nil {
+				continue
+			}
+			switch alg.KeyTypes()[0] {
+			case "RSA":
+				add(combination{alg, enc, "2048", testKeys.rsa2048()})
+				add(combination{alg, enc, "3072", testKeys.rsa3072()})
+			case "oct":
+				add(combination{alg, enc, "oct", secretKey(alg, enc)})
 			}
 			for _, curve := range alg.Curves() {
-				key, ok := testKeys.ec()[curve]
-				if !ok {
+				switch key, ok := testKeys.ec()[curve]; {
+				case curve == "X25519":
+					add(combination{alg, enc, curve, testKeys.x25519()})
+				case curve == "X448":
+					add(combination{alg, enc, curve, testKeys.x448()})
+				case ok:
+					add(combination{alg, enc, curve, key})
+				default:
 					t.Fatalf("%s takes keys on %s, of which the tests have none", alg, curve)
 				}
-				add(combination{alg, enc, curve, key})
 			}
 		}
 	}
@@ -107,21 +151,6 @@ func coordinates(k *ecdsa.PublicKey) (x, y *big.Int) {
 func signedToken(length int) []byte {
 	const header, signature = "eyJhbGciOiJFUzI1NiJ9.", ".c2lnbmF0dXJl"
 	return []byte(header + strings.Repeat("x", length-len(header)-len(signature)) + signature)
-}
-
-// open decrypts a token with go-jose, which is told exactly which algorithms to
-// accept.
-func open(t testing.TB, token string, private any, alg KeyAlgorithm, enc ContentEncryption) []byte {
-	t.Helper()
-	parsed, err := jose.ParseEncryptedCompact(token, []jose.KeyAlgorithm{jose.KeyAlgorithm(alg)}, []jose.ContentEncryption{jose.ContentEncryption(enc)})
-	if err != nil {
-		t.Fatalf("go-jose refuses to parse: %v", err)
-	}
-	plaintext, err := parsed.Decrypt(private)
-	if err != nil {
-		t.Fatalf("go-jose refuses to decrypt: %v", err)
-	}
-	return plaintext
 }
 
 // protectedHeader returns the members of a token's header.
@@ -157,17 +186,16 @@ func unhex(t testing.TB, s string) []byte {
 // once.
 type fixedEntropy struct {
 	t      testing.TB
-	random []byte // CEK ‖ IV
+	random []byte // CEK ‖ IV ‖ what the key management draws
 	key    *ecdh.PrivateKey
 }
 
 func (f *fixedEntropy) fill(b []byte) {
 	f.t.Helper()
-	if len(b) != len(f.random) {
-		f.t.Fatalf("%d random bytes are drawn, want %d", len(b), len(f.random))
+	if len(b) > len(f.random) {
+		f.t.Fatalf("%d random bytes are drawn, and %d are left", len(b), len(f.random))
 	}
-	copy(b, f.random)
-	f.random = nil
+	f.random = f.random[copy(b, f.random):]
 }
 
 func (f *fixedEntropy) ephemeral(curve ecdh.Curve) (*ecdh.PrivateKey, error) {
@@ -178,4 +206,12 @@ func (f *fixedEntropy) ephemeral(curve ecdh.Curve) (*ecdh.PrivateKey, error) {
 	key := f.key
 	f.key = nil
 	return key, nil
+}
+
+// spent fails the test unless everything was drawn.
+func (f *fixedEntropy) spent() {
+	f.t.Helper()
+	if len(f.random) > 0 || f.key != nil {
+		f.t.Errorf("%d random bytes and the ephemeral key %v were not drawn", len(f.random), f.key)
+	}
 }

@@ -2,13 +2,15 @@ package encrypter
 
 import (
 	"crypto"
+	"fmt"
 )
 
 // RecipientConfig says to whom, and how, tokens are encrypted.
 type RecipientConfig struct {
-	// Key is the client's public key: an *rsa.PublicKey, *ecdsa.PublicKey or
-	// *ecdh.PublicKey that fits Algorithm. What is needed of it is copied.
-	// Required.
+	// Key is the client's public key, an *rsa.PublicKey, *ecdsa.PublicKey,
+	// *ecdh.PublicKey or [X448PublicKey] that fits Algorithm; or, if that is
+	// symmetric, a [SecretKey] of exactly the size that its SecretSize tells.
+	// What is needed of it is copied. Required.
 	Key crypto.PublicKey
 
 	// KeyID is the header parameter "kid", by which the client finds its
@@ -31,6 +33,12 @@ type RecipientConfig struct {
 	// parameter out.
 	X5TS256 string
 
+	// X5T is the header parameter "x5t": the SHA-1 thumbprint of the
+	// certificate, 20 bytes in base64url without padding (RFC 7516 section
+	// 4.1.9), for clients that know no other. Default: none, which leaves the
+	// parameter out.
+	X5T string
+
 	// Issuer is the claim "iss" repeated in the header (RFC 7519 section
 	// 5.3), where an encrypted logout token carries it so that the client can
 	// tell who sent it before it decrypts (OpenID Connect Back-Channel
@@ -40,8 +48,9 @@ type RecipientConfig struct {
 
 // Recipient is one client's key, with the algorithms to use with it, ready to
 // encrypt; [NewRecipient] makes it. It never changes and may be used by any
-// number of goroutines at once. It takes between half a kilobyte and a kilobyte
-// of memory: the key, its ID and the encoded header.
+// number of goroutines at once. It takes between a third of a kilobyte and a
+// kilobyte of memory: the key, or what AES makes of it, its ID and the encoded
+// header.
 type Recipient struct {
 	keyID     string
 	algorithm KeyAlgorithm
@@ -58,19 +67,20 @@ type Recipient struct {
 }
 
 // NewRecipient checks a client's key against the algorithms and prepares the
-// protected header. Its errors wrap [ErrUnknownAlgorithm], [ErrKeyUnsuitable]
-// or [ErrHeaderValue], and hold no part of the key.
+// protected header. Its errors wrap [ErrUnknownAlgorithm], [ErrPair],
+// [ErrKeyUnsuitable] or [ErrHeaderValue], and hold no part of the key.
 func NewRecipient(cfg RecipientConfig) (*Recipient, error) {
-	alg := cfg.Algorithm.row()
-	if alg == nil {
-		return nil, unknownKeyAlgorithm(cfg.Algorithm)
+	if err := CheckPair(cfg.Algorithm, cfg.ContentEncryption); err != nil {
+		return nil, err
 	}
-	enc := cfg.ContentEncryption.row()
-	if enc == nil {
-		return nil, unknownContentEncryption(cfg.ContentEncryption)
-	}
+	alg, enc := cfg.Algorithm.row(), cfg.ContentEncryption.row()
 	if err := alg.name.Fits(cfg.Key); err != nil {
 		return nil, err
+	}
+	if secret, ok := cfg.Key.(SecretKey); ok {
+		if size := alg.name.SecretSize(enc.name); len(secret) != size {
+			return nil, fmt.Errorf("%w: %s with %s takes a secret key of exactly %d bytes; derive one of that size", ErrKeyUnsuitable, alg.name, enc.name, size)
+		}
 	}
 	header, err := newHeader(cfg)
 	if err != nil {

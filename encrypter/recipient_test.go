@@ -3,6 +3,7 @@ package encrypter
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
@@ -20,7 +21,8 @@ import (
 
 func TestHeaderSaysWhatTheConfigSays(t *testing.T) {
 	thumbprint := sha256.Sum256([]byte("a certificate"))
-	x5t := base64url.EncodeToString(thumbprint[:])
+	x5t256 := base64url.EncodeToString(thumbprint[:])
+	x5t := base64url.EncodeToString(thumbprint[:20]) // as long as SHA-1's
 	for _, tc := range []struct {
 		name string
 		cfg  RecipientConfig
@@ -28,8 +30,8 @@ func TestHeaderSaysWhatTheConfigSays(t *testing.T) {
 	}{
 		{
 			"all",
-			RecipientConfig{Algorithm: RSAOAEP256, ContentEncryption: A256GCM, KeyID: "key-1", X5TS256: x5t, Issuer: "https://login.example.com"},
-			map[string]any{"alg": "RSA-OAEP-256", "enc": "A256GCM", "cty": "JWT", "kid": "key-1", "x5t#S256": x5t, "iss": "https://login.example.com"},
+			RecipientConfig{Algorithm: RSAOAEP256, ContentEncryption: A256GCM, KeyID: "key-1", X5T: x5t, X5TS256: x5t256, Issuer: "https://login.example.com"},
+			map[string]any{"alg": "RSA-OAEP-256", "enc": "A256GCM", "cty": "JWT", "kid": "key-1", "x5t": x5t, "x5t#S256": x5t256, "iss": "https://login.example.com"},
 		},
 		{
 			"least",
@@ -123,6 +125,9 @@ func TestUnusableConfigIsRefused(t *testing.T) {
 	ecKey := func(key crypto.PublicKey) func(*RecipientConfig) {
 		return func(c *RecipientConfig) { c.Key, c.Algorithm = key, ECDHES }
 	}
+	secret := func(alg KeyAlgorithm, enc ContentEncryption, size int) func(*RecipientConfig) {
+		return func(c *RecipientConfig) { c.Key, c.Algorithm, c.ContentEncryption = make(SecretKey, size), alg, enc }
+	}
 	bit := func(n uint) *big.Int { return new(big.Int).Lsh(big.NewInt(1), n) }
 	odd := func(n *big.Int) *big.Int { return new(big.Int).SetBit(n, 0, 1) }
 	large := int64(1)<<31 + 1
@@ -134,11 +139,19 @@ func TestUnusableConfigIsRefused(t *testing.T) {
 		want   error
 		text   string
 	}{
-		{"no alg", func(c *RecipientConfig) { c.Algorithm = "" }, ErrUnknownAlgorithm, "use one of RSA-OAEP-256, RSA-OAEP, ECDH-ES"},
-		{"unknown alg", func(c *RecipientConfig) { c.Algorithm = "RSA1_5" }, ErrUnknownAlgorithm, `alg "RSA1_5"`},
+		{"no alg", func(c *RecipientConfig) { c.Algorithm = "" }, ErrUnknownAlgorithm, "use one of RSA-OAEP-256, RSA-OAEP-384"},
+		{"unknown alg", func(c *RecipientConfig) { c.Algorithm = "RSA2_0" }, ErrUnknownAlgorithm, `alg "RSA2_0"`},
 		{"no enc", func(c *RecipientConfig) { c.ContentEncryption = "" }, ErrUnknownAlgorithm, "use one of A128CBC-HS256"},
-		{"unknown enc", func(c *RecipientConfig) { c.ContentEncryption = "A128CBC+HS256" }, ErrUnknownAlgorithm, `enc "A128CBC+HS256"`},
-		{"no key", func(c *RecipientConfig) { c.Key = nil }, ErrKeyUnsuitable, "give an RSA or an elliptic curve public key"},
+		{"unknown enc", func(c *RecipientConfig) { c.ContentEncryption = "A256CBC+HS512" }, ErrUnknownAlgorithm, `enc "A256CBC+HS512"`},
+		{"legacy enc with a newer alg", func(c *RecipientConfig) { c.ContentEncryption = A128CBCPlusHS256 }, ErrPair, "goes with alg RSA1_5, RSA-OAEP only, not with RSA-OAEP-256"},
+		{"short secret", secret(A128KW, A128GCM, 15), ErrKeyUnsuitable, "A128KW with A128GCM takes a secret key of exactly 16 bytes"},
+		{"long secret", secret(A192GCMKW, A256GCM, 32), ErrKeyUnsuitable, "exactly 24 bytes"},
+		{"secret of half a CEK", secret(Dir, A256CBCHS512, 32), ErrKeyUnsuitable, "dir with A256CBC-HS512 takes a secret key of exactly 64 bytes"},
+		{"secret for RSA", secret(RSAOAEP256, A256GCM, 32), ErrKeyUnsuitable, "needs a key of type RSA"},
+		{"X25519 at zero", ecKey(must(ecdh.X25519().NewPublicKey(make([]byte, 32)))), ErrKeyUnsuitable, "all-zero secret"},
+		{"X448 at zero", ecKey(X448PublicKey{}), ErrKeyUnsuitable, "all-zero secret"},
+		{"X448 at one", ecKey(X448PublicKey{1}), ErrKeyUnsuitable, "all-zero secret"},
+		{"no key", func(c *RecipientConfig) { c.Key = nil }, ErrKeyUnsuitable, "give an RSA or an elliptic curve public key, or a SecretKey"},
 		{"key of another type", func(c *RecipientConfig) { c.Algorithm = ECDHES }, ErrKeyUnsuitable, "needs a key of type EC"},
 		{"RSA without modulus", rsaKey(nil, 65537), ErrKeyUnsuitable, "no modulus"},
 		{"RSA of 1024 bits", rsaKey(odd(bit(1023)), 65537), ErrKeyUnsuitable, "1024 bits"},
@@ -158,6 +171,9 @@ func TestUnusableConfigIsRefused(t *testing.T) {
 		{"kid that is not UTF-8", func(c *RecipientConfig) { c.KeyID = "key\xff" }, ErrHeaderValue, "kid is not UTF-8"},
 		{"iss that is not UTF-8", func(c *RecipientConfig) { c.Issuer = "\xc3" }, ErrHeaderValue, "iss is not UTF-8"},
 		{"long kid", func(c *RecipientConfig) { c.KeyID = strings.Repeat("k", 5000) }, ErrHeaderValue, "shorten the key's kid (5000 bytes)"},
+		{"x5t of SHA-256", func(c *RecipientConfig) { c.X5T = base64url.EncodeToString(make([]byte, 32)) }, ErrHeaderValue, "x5t must be"},
+		{"x5t of a hexadecimal text", func(c *RecipientConfig) { c.X5T = base64url.EncodeToString([]byte(strings.Repeat("ab", 20))) }, ErrHeaderValue, "not of its hexadecimal text"},
+		{"x5t with padding", func(c *RecipientConfig) { c.X5T = strings.Repeat("A", 27) + "=" }, ErrHeaderValue, "x5t must be"},
 		{"x5t#S256 of SHA-1", func(c *RecipientConfig) { c.X5TS256 = base64url.EncodeToString(make([]byte, 20)) }, ErrHeaderValue, "x5t#S256"},
 		{"x5t#S256 in hex", func(c *RecipientConfig) { c.X5TS256 = strings.Repeat("ab", 32) }, ErrHeaderValue, "x5t#S256"},
 		{"x5t#S256 with padding", func(c *RecipientConfig) { c.X5TS256 = strings.Repeat("A", 43) + "=" }, ErrHeaderValue, "x5t#S256"},
@@ -182,12 +198,20 @@ func TestUnusableConfigIsRefused(t *testing.T) {
 }
 
 func TestRecipientKeepsACopyOfTheKey(t *testing.T) {
-	for _, tc := range []struct {
+	type spoilt struct {
 		alg     KeyAlgorithm
 		private any
 		key     func() crypto.PublicKey
 		spoil   func(crypto.PublicKey)
-	}{
+	}
+	secret := func(alg KeyAlgorithm) spoilt {
+		return spoilt{
+			alg, secretKey(alg, A128GCM),
+			func() crypto.PublicKey { return secretKey(alg, A128GCM) },
+			func(k crypto.PublicKey) { clear(k.(SecretKey)) },
+		}
+	}
+	for _, tc := range []spoilt{
 		{
 			RSAOAEP256, testKeys.rsa2048(),
 			func() crypto.PublicKey {
@@ -206,6 +230,7 @@ func TestRecipientKeepsACopyOfTheKey(t *testing.T) {
 				x.SetInt64(3)
 			},
 		},
+		secret(A128KW), secret(A128GCMKW), secret(Dir),
 	} {
 		key := tc.key()
 		r, err := NewRecipient(RecipientConfig{Key: key, Algorithm: tc.alg, ContentEncryption: A128GCM})
@@ -251,6 +276,11 @@ func TestRecipientIsSmall(t *testing.T) {
 		{"RSA-3072", RecipientConfig{Key: key3072, Algorithm: RSAOAEP256}},
 		{"P-256", RecipientConfig{Key: &testKeys.ec()["P-256"].PublicKey, Algorithm: ECDHES}},
 		{"P-521", RecipientConfig{Key: &testKeys.ec()["P-521"].PublicKey, Algorithm: ECDHESA256KW}},
+		{"X25519", RecipientConfig{Key: public(testKeys.x25519()), Algorithm: ECDHES}},
+		{"X448", RecipientConfig{Key: public(testKeys.x448()), Algorithm: ECDHESA256KW}},
+		{"A256KW", RecipientConfig{Key: secretKey(A256KW, A128CBCHS256), Algorithm: A256KW}},
+		{"A256GCMKW", RecipientConfig{Key: secretKey(A256GCMKW, A128CBCHS256), Algorithm: A256GCMKW}},
+		{"dir", RecipientConfig{Key: secretKey(Dir, A128CBCHS256), Algorithm: Dir}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.cfg.ContentEncryption = A128CBCHS256

@@ -62,7 +62,7 @@ func (r *Recipient) appendToken(dst, plaintext []byte, w *workspace) ([]byte, er
 	start := len(dst)
 	out := slices.Grow(dst, r.size(w, len(encryptedKey), len(plaintext)))
 	out = append(out, r.headerEncoded...)
-	out = base64url.AppendEncode(out, w.header)
+	out = appendBase64(out, w.header)
 	headerSize := len(out) - start
 	out = appendPart(out, encryptedKey)
 	out = appendPart(out, w.iv)
@@ -85,7 +85,7 @@ func (r *Recipient) appendToken(dst, plaintext []byte, w *workspace) ([]byte, er
 
 // appendPart appends a dot and the base64url encoding of part.
 func appendPart(dst, part []byte) []byte {
-	return base64url.AppendEncode(append(dst, '.'), part)
+	return appendBase64(append(dst, '.'), part)
 }
 
 // size returns an upper bound, exact to a few bytes, of the token's length, so
@@ -118,12 +118,15 @@ var dot = []byte(".")
 type workspace struct {
 	entropy entropy
 
-	// random holds the fresh CEK and IV; shared, the input of the Concat KDF;
-	// kek, a derived key encryption key; wrapped, a CEK encrypted with it.
+	// random holds the fresh CEK and IV; private, an ephemeral key; shared, the
+	// input of the Concat KDF; kek, a derived key encryption key; wrapped, a
+	// CEK encrypted with it, and keyIV the IV of that encryption.
 	random  [maxKeySize + maxIVSize]byte
+	private [maxOKPSize]byte
 	shared  [maxKDFInput]byte
 	kek     [32]byte
-	wrapped [maxKeySize + 8]byte
+	wrapped [maxKeySize + maxKeyTagSize]byte
+	keyIV   [12]byte
 
 	cek, iv []byte // of random, as long as the enc wants them
 
@@ -136,6 +139,8 @@ type workspace struct {
 const (
 	maxKeySize = 64 // CEK of A256CBC-HS512
 	maxIVSize  = 16 // one AES block
+
+	maxKeyTagSize = 16 // A256GCMKW's tag; AES Key Wrap adds 8
 )
 
 // maxKeptBuffer is the size in bytes above which a buffer is left to the
@@ -148,6 +153,7 @@ var workspaces = sync.Pool{New: func() any { return &workspace{entropy: systemEn
 // release forgets the keys and gives the workspace back.
 func (w *workspace) release() {
 	clear(w.random[:])
+	clear(w.private[:])
 	clear(w.shared[:])
 	clear(w.kek[:])
 	if cap(w.token) > maxKeptBuffer {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/aes"
 	"encoding/hex"
 	"os"
@@ -141,27 +142,71 @@ func TestFloorWrapsKeys(t *testing.T) {
 
 func TestEveryCombinationHasAFloor(t *testing.T) {
 	jws := signedToken(943)
-	for _, c := range allJWEs() {
+	keys := make(map[string]crypto.PublicKey)
+	pairs := make(map[string]bool)
+	for _, c := range everyJWE() {
 		if c.size == "3072" {
 			continue // as 2048, and slow to make
 		}
-		key, err := newClientKey(c.size)
+		key, err := c.key(keys)
 		if err != nil {
 			t.Fatal(err)
 		}
-		floor, err := jweFloor(c.alg, c.enc, key.Public(), jws)
+		floor, err := jweFloor(c.alg, c.enc, key, jws)
 		if err == nil {
 			err = floor()
 		}
 		if err != nil {
 			t.Errorf("%s: %v", c, err)
 		}
+		theirs, err := joseJWE(c, key, jws)
+		if err == nil && theirs != nil {
+			err = theirs()
+		}
+		if err != nil {
+			t.Errorf("%s: go-jose: %v", c, err)
+		}
+	}
+	for _, c := range everyJWE("2048", "P-256", secret) {
+		pairs[string(c.alg)+" "+string(c.enc)] = true
+	}
+	// Every alg with the six enc of RFC 7518; the legacy one with two.
+	if want := len(encrypter.KeyAlgorithms())*6 + 2; len(pairs) != want {
+		t.Errorf("%d pairs of alg and enc are measured, want %d", len(pairs), want)
 	}
 	if _, err := jweFloor("dir", encrypter.A256GCM, nil, jws); err == nil {
+		t.Error("no key has a floor")
+	}
+	if _, err := jweFloor("PBES2-HS256+A128KW", encrypter.A256GCM, encrypter.SecretKey(make([]byte, 16)), jws); err == nil {
 		t.Error("an unknown algorithm has a floor")
 	}
 	if n := len(request("ES256").GetClaims()); n != claimsSize {
 		t.Errorf("the claims have %d bytes, want %d", n, claimsSize)
+	}
+}
+
+// Not every row of a table has a peer.
+func TestPeersAreShownWhereThereAreAny(t *testing.T) {
+	r := newReport(7)
+	r.section("One")
+	r.add(Row{Name: "alone", Ours: 1, Floor: 1, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true})
+	r.add(Row{Name: "raced", Ours: 1, Floor: 1, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true, Peer: "them", PeerMicros: 3, PeerRatio: 3, Faster: true})
+	r.add(Row{Name: "beaten", Ours: 4, Floor: 4, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true, Peer: "them", PeerMicros: 3, PeerRatio: 0.75})
+	var out bytes.Buffer
+	if err := r.writeText(&out); err != nil {
+		t.Fatal(err)
+	}
+	_, tables, _ := strings.Cut(out.String(), "\n")
+	const want = `
+One
+
+          ours µs  floor µs  ratio   (low–high)  goal      them µs  ratio
+  alone      1.00      1.00   1.00  (1.00–1.00)  1.10  ok
+  raced      1.00      1.00   1.00  (1.00–1.00)  1.10  ok     3.00   3.00
+  beaten     4.00      4.00   1.00  (1.00–1.00)  1.10  ok     3.00   0.75  faster than ours
+`
+	if tables != want {
+		t.Errorf("got\n%s\nwant\n%s", tables, want)
 	}
 }
 

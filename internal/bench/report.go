@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -50,6 +51,9 @@ type Row struct {
 	// Peer is another way to do the same; its ratio is that to the floor too.
 	Peer                  string  `json:",omitempty"`
 	PeerMicros, PeerRatio float64 `json:",omitempty"`
+	// Faster says that ours took less than the peer, by the median of the
+	// rounds.
+	Faster bool `json:",omitempty"`
 
 	Allocs *Allocs `json:",omitempty"`
 }
@@ -138,10 +142,13 @@ func (s *Section) writeRows(t *bytes.Buffer) {
 	if len(s.Rows) == 0 {
 		return
 	}
-	peer := s.Rows[0].Peer
+	peer := ""
+	for _, r := range s.Rows {
+		peer = cmp.Or(peer, r.Peer)
+	}
 	head := []string{"", "ours µs", "floor µs", "ratio", "(low–high)", "goal", "", "allocs", "floor's", "beyond", "goal", ""}
 	if peer != "" {
-		head = append(head, peer+" µs", "ratio", "allocs")
+		head = append(head, peer+" µs", "ratio", "allocs", "")
 	}
 	rows := [][]string{head}
 	for _, r := range s.Rows {
@@ -150,12 +157,23 @@ func (s *Section) writeRows(t *bytes.Buffer) {
 			fmt.Sprintf("%.2f", r.Goal), verdict(r.OK),
 		}
 		line = append(line, r.Allocs.columns()...)
-		if peer != "" {
-			line = append(line, number(r.PeerMicros), fmt.Sprintf("%.2f", r.PeerRatio), r.Allocs.peer())
+		switch {
+		case r.Peer != "":
+			line = append(line, number(r.PeerMicros), fmt.Sprintf("%.2f", r.PeerRatio), r.Allocs.peer(), r.slower())
+		case peer != "":
+			line = append(line, "", "", "", "") // has not got it
 		}
 		rows = append(rows, line)
 	}
 	writeTable(t, rows)
+}
+
+// slower is what to see of Faster: whether it is not.
+func (r Row) slower() string {
+	if r.Faster {
+		return ""
+	}
+	return "faster than ours"
 }
 
 // columns are allocs, floor's, beyond, goal and verdict.

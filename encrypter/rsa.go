@@ -30,6 +30,18 @@ func rsaOAEP(newHash func() hash.Hash) func(crypto.PublicKey, *contentEncryption
 	}
 }
 
+// rsaPKCS1 encrypts a fresh CEK with RSAES-PKCS1-v1_5 (RFC 7518 section 4.2).
+// What makes that dangerous is decryption (RFC 3218); here is none.
+func rsaPKCS1(key crypto.PublicKey, _ *contentEncryptionRow) (keyManagement, error) {
+	public, err := checkedRSAKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return func(w *workspace) ([]byte, error) {
+		return rsa.EncryptPKCS1v15(rand.Reader, public, w.cek) //nolint:staticcheck // for clients registered as legacy
+	}, nil
+}
+
 // checkedRSAKey returns a copy of key, an *rsa.PublicKey, with which an
 // encryption cannot fail. Whether the key is a good one is for those to say who
 // chose it.
