@@ -19,26 +19,37 @@
 //	})
 //	token, err := opener.Open(compact)
 //
+// A client that shares its secret with the issuer instead of a public key gives
+// ClientSecrets, and the keys are made of it here.
+//
 // What it promises:
 //
 //   - Only algorithms on explicit lists are accepted. The token's header is looked
-//     up in them; it never chooses by itself what code runs. Nothing symmetric
-//     verifies a signature, "none" does not exist, nothing is decompressed, and
-//     keys or URLs that a header carries (jwk, x5c, jku, x5u) are not used.
-//   - A verification key is taken only if its kid and its alg both equal the
-//     header's.
+//     up in them; it never chooses by itself what code runs. What the lists name by
+//     default is every algorithm that is sound; the two legacy ones (RSA1_5,
+//     A128CBC+HS256) have to be named. "none" and the password-based ones (PBES2) do
+//     not exist, nothing is decompressed, and keys or URLs that a header carries
+//     (jwk, x5c, jku, x5u) are not used.
+//   - Every algorithm has its type and size of key. A public key never verifies a
+//     MAC, a secret never a signature, and a verification key is taken only if its
+//     kid and its alg both equal the header's.
 //   - Every part of the token is read strictly: canonical base64url, JSON without
 //     duplicate names, sizes bounded. Two tokens that differ in one character are
 //     never both accepted with the same signature or authentication tag.
 //   - A failed decryption says only [ErrDecrypt], always the same value, whatever
-//     failed: the key, the wrapped key, the tag or the padding.
+//     failed: the key, the wrapped key, the tag or the padding. A wrapped key that
+//     does not unwrap is replaced by a random one, so that the failure takes the same
+//     way to its end; ciphertext is not decrypted before its tag is compared.
 //
-// The cryptography and the JWK forms are go-jose's: Bulla writes tokens with
-// code of its own, so it reads them with the code of others. Around it this
-// package adds the strictness above.
+// Tokens are decrypted by code of this package on the standard library's primitives
+// (and CIRCL's X448), for no library knows all of the algorithms. It shares nothing
+// with the code that writes tokens, and is proven by what others made: the vectors of
+// Wycheproof and the RFCs, and tokens of go-jose, npm jose, npm node-jose and
+// jwcrypto. Signatures and JWKs are go-jose's.
 //
 // Left to the caller: fetching the issuer's JWKS and fetching it again when
 // [ErrUnknownSigner] says that the issuer has a new key; keeping the private key
-// safe; and the checks of a protocol beyond iss, aud, exp and nbf, such as nonce,
-// azp, at_hash or events of OpenID Connect.
+// safe; and the checks of a protocol that need to know more than the token: nonce,
+// at_hash, c_hash and s_hash of an ID token, sub of a UserInfo response, and the jti
+// of a logout token that was seen before.
 package client

@@ -18,11 +18,12 @@ var (
 	ErrNotAllowed = errors.New("token is not allowed")
 
 	// ErrNoKey: none of the client's private keys is the one that the header names,
-	// or none fits its algorithm. The token is for somebody else, or the issuer
+	// none fits its algorithm, or too many do. The token is for somebody else, or the issuer
 	// still has an older public key of the client.
 	ErrNoKey = errors.New("no private key for this token")
 
-	// ErrDecrypt: the token did not decrypt. It is returned as it is, with nothing
+	// ErrDecrypt: the token did not decrypt, with a key or with what a secret makes
+	// (has the client a new secret?). It is returned as it is, with nothing
 	// wrapped or added, so that its sender learns nothing from it.
 	ErrDecrypt = errors.New("token cannot be decrypted: it was made for another key, or changed on its way")
 
@@ -35,8 +36,8 @@ var (
 	// the token.
 	ErrSignature = errors.New("signature of the token does not verify")
 
-	// ErrClaims: the payload is not a JSON object, or its iss, aud or nbf are not
-	// what OpenConfig expects. Refuse the token.
+	// ErrClaims: the payload is not a JSON object, its iss, aud or nbf are not what
+	// OpenConfig expects, or it is a token of another kind. Refuse the token.
 	ErrClaims = errors.New("claims of the token are not acceptable")
 
 	// ErrExpired: the token was good until its exp. Ask for a new one.

@@ -1,10 +1,11 @@
 package client
 
 import (
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rsa"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,14 +21,28 @@ const (
 	maxKeys     = 100
 )
 
-// ParseKeys reads the client's private keys: one private JWK, or a JWK Set
-// (RFC 7517, sections 4 and 5). It returns those that can decrypt tokens: RSA of
-// 2048 bits or more and EC on P-256, P-384 or P-521, whose use and key_ops, if
-// they have any, allow decryption. Others are passed over; if none remains, the
-// error says why for each.
+// ParseKeys reads the client's private keys: one private JWK, a JWK Set (RFC 7517,
+// sections 4 and 5), or PEM with PKCS #8, PKCS #1 or SEC 1 inside. It returns those
+// that can decrypt tokens:
+//
+//	RSA of 2048 bits or more           *rsa.PrivateKey
+//	EC on P-256, P-384 or P-521        *ecdsa.PrivateKey
+//	OKP on X25519                      *ecdh.PrivateKey
+//	OKP on X448                        *X448PrivateKey
+//	oct of 16, 24, 32, 48 or 64 bytes  []byte
+//
+// if their use and key_ops, where they have any, allow decryption. Others are passed
+// over; if none remains, the error says why for each. Keys from PEM have no kid, so
+// they are tried on any token that none of the others is for.
+//
+// A client that shares only its secret with the provider needs no key here: see
+// ClientSecrets in [OpenConfig].
 //
 // The document holds secrets; the error never repeats them.
 func ParseKeys(document []byte) ([]jose.JSONWebKey, error) {
+	if isPEM(document) {
+		return parsePEM(document)
+	}
 	return parseKeys(document, "private key", privateKeyProblem)
 }
 
@@ -102,12 +117,12 @@ func parseKey(raw jsontext.Value, problem func(jose.JSONWebKey, []string) string
 			ops = append(ops, op)
 		}
 	}
-	var key jose.JSONWebKey
-	if err := json.Unmarshal(raw, &key); err != nil {
+	key, err := unmarshalKey(raw, members)
+	if err != nil {
 		if errors.Is(err, jose.ErrUnsupportedKeyType) {
 			return unusable("its kty or crv is not supported here")
 		}
-		// go-jose names members and lengths in its errors, never their values.
+		// These errors name members and lengths, never values.
 		return unusable("not a valid JWK: " + err.Error())
 	}
 	if reason := problem(key, ops); reason != "" {
@@ -116,29 +131,53 @@ func parseKey(raw jsontext.Value, problem func(jose.JSONWebKey, []string) string
 	return key, ""
 }
 
+const noAgreement = "its key_ops do not allow key agreement"
+
 // privateKeyProblem tells why a key cannot decrypt tokens; empty if it can. ops is
 // the JWK's key_ops.
 func privateKeyProblem(key jose.JSONWebKey, ops []string) string {
 	switch k := key.Key.(type) {
 	case *rsa.PrivateKey:
-		if k.N.BitLen() < minRSABits {
-			return fmt.Sprintf("RSA key of %d bits, less than %d", k.N.BitLen(), minRSABits)
+		if !soundSize(&k.PublicKey) {
+			return fmt.Sprintf("RSA key of %d bits; it must have %d to %d", k.N.BitLen(), minRSABits, maxRSABits)
 		}
 		if !opsAllow(ops, "decrypt", "unwrapKey") {
 			return "its key_ops do not allow decryption"
 		}
 	case *ecdsa.PrivateKey:
+		if curve := k.Curve; curve != elliptic.P256() && curve != elliptic.P384() && curve != elliptic.P521() {
+			return "its curve is not supported (P-256, P-384 and P-521 are)"
+		}
 		// Nothing before this has looked whether d belongs to x and y.
 		if !matchesPublic(k) {
 			return "its d does not belong to its x and y"
 		}
 		if !opsAllow(ops, "deriveKey", "deriveBits") {
-			return "its key_ops do not allow key agreement"
+			return noAgreement
 		}
-	case *rsa.PublicKey, *ecdsa.PublicKey, ed25519.PublicKey:
+	case *ecdh.PrivateKey:
+		if k.Curve() != ecdh.X25519() {
+			return "an ecdh.PrivateKey is for X25519 here; make it an ecdsa.PrivateKey"
+		}
+		if !opsAllow(ops, "deriveKey", "deriveBits") {
+			return noAgreement
+		}
+	case *X448PrivateKey:
+		if !opsAllow(ops, "deriveKey", "deriveBits") {
+			return noAgreement
+		}
+	case []byte:
+		// A key of any other size fits no algorithm.
+		if !slices.Contains([]int{16, 24, 32, 48, 64}, len(k)) {
+			return fmt.Sprintf("symmetric key of %d bytes; those that decrypt have 16, 24, 32, 48 or 64", len(k))
+		}
+		if !opsAllow(ops, "decrypt", "unwrapKey") {
+			return "its key_ops do not allow decryption"
+		}
+	case *rsa.PublicKey, *ecdsa.PublicKey, ed25519.PublicKey, *ecdh.PublicKey:
 		return "it is a public key; the private one is needed to decrypt"
 	default:
-		return "its kty or crv cannot decrypt (RSA, or EC on P-256, P-384 or P-521, can)"
+		return "its kty or crv cannot decrypt (RSA, EC on P-256, P-384 or P-521, OKP on X25519 or X448, and oct can)"
 	}
 	if key.Use != "" && key.Use != "enc" {
 		return "its use is " + quote(key.Use) + ", not enc"
@@ -161,9 +200,12 @@ func signerProblem(key jose.JSONWebKey, ops []string) string {
 	case key.Algorithm == "":
 		return "it has no alg, so no signature can be matched to it"
 	}
-	alg, ok := find(signatureAlgorithms, key.Algorithm, signatureAlgorithm.String)
+	alg, ok := find(signatureAlgorithms, key.Algorithm)
 	if !ok {
 		return "its alg " + quote(key.Algorithm) + " is not supported here"
+	}
+	if alg.symmetric() {
+		return "its alg " + alg.name + " is verified with a secret, not with a key"
 	}
 	if !alg.fits(key.Key) {
 		return fmt.Sprintf("its type, curve or size does not fit its alg %s", alg.name)

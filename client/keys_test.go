@@ -14,8 +14,13 @@ import (
 // edit returns the JWK's JSON with members set, or removed where nil.
 func edit(t testing.TB, key jose.JSONWebKey, changes map[string]any) string {
 	t.Helper()
+	return editJSON(t, string(marshal(t, key)), changes)
+}
+
+func editJSON(t testing.TB, object string, changes map[string]any) string {
+	t.Helper()
 	var members map[string]any
-	if err := json.Unmarshal(marshal(t, key), &members); err != nil {
+	if err := json.Unmarshal([]byte(object), &members); err != nil {
 		t.Fatal(err)
 	}
 	for name, value := range changes {
@@ -48,6 +53,9 @@ func TestParseKeys(t *testing.T) {
 		{"a set with foreign keys", set(foreignKeys, edit(t, ec, nil)), "rp-1"},
 		{"a set with public, symmetric and signature keys", set(edit(t, public(rsa), nil), `{"kty":"oct","k":"AAAA"}`,
 			edit(t, signingKey(t, "EdDSA"), nil), edit(t, signingKey(t, "ES256"), nil), edit(t, ec, nil)), "rp-1"},
+		{"one for X25519", foreignKey(t, "x25519"), "x25519"},
+		{"one for X448", foreignKey(t, "x448"), "x448"},
+		{"one symmetric JWK", `{"kty":"oct","kid":"s","k":"` + b64(strings.Repeat("k", 48)) + `"}`, "s"},
 		{"key_ops that fit", edit(t, ec, map[string]any{"key_ops": []string{"deriveBits"}}), "rp-1"},
 		{"key_ops of RSA that fit", edit(t, rsa, map[string]any{"key_ops": []string{"x", "unwrapKey"}}), "r"},
 		{"empty key_ops", edit(t, ec, map[string]any{"key_ops": []string{}}), "rp-1"},
@@ -75,7 +83,7 @@ func TestParseKeysSaysWhy(t *testing.T) {
 	}
 	for _, test := range []struct{ name, document, text string }{
 		{"empty", "", "right file"},
-		{"a PEM file", "-----BEGIN PRIVATE KEY-----", "right file"},
+		{"PEM that is cut off", "-----BEGIN PRIVATE KEY-----\nAAAA", "right file"},
 		{"an array", "[]", "right file"},
 		{"a name twice", `{"kty":"EC","kty":"RSA"}`, "right file"},
 		{"two documents", edit(t, ec, nil) + edit(t, ec, nil), "right file"},
@@ -84,7 +92,7 @@ func TestParseKeysSaysWhy(t *testing.T) {
 		{"too large", `{"keys":[` + strings.Repeat(" ", maxKeyBytes) + `]}`, "more than 1048576"},
 		{"too many", set(strings.TrimSuffix(strings.Repeat(edit(t, public(ec), nil)+",", maxKeys+1), ",")), "101 keys"},
 		{"public", edit(t, public(ec), nil), "public key"},
-		{"symmetric", `{"kty":"oct","k":"AAAA","kid":"s"}`, `key 1 (kid "s"): its kty or crv cannot decrypt`},
+		{"symmetric", `{"kty":"oct","k":"AAAA","kid":"s"}`, `key 1 (kid "s"): symmetric key of 3 bytes`},
 		{"Ed25519", edit(t, jose.JSONWebKey{Key: edKey()}, nil), "cannot decrypt"},
 		{"unknown kty", `{"kty":"XYZ","kid":"s"}`, "not supported"},
 		{"small RSA", edit(t, jose.JSONWebKey{Key: smallRSAKey()}, nil), "1024 bits"},
@@ -96,6 +104,18 @@ func TestParseKeysSaysWhy(t *testing.T) {
 		{"d of another key", edit(t, ec, map[string]any{"d": otherMembers["d"]}), "d does not belong"},
 		{"d of zero", edit(t, ec, map[string]any{"d": base64.RawURLEncoding.EncodeToString(make([]byte, 32))}), "d does not belong"},
 		{"point off the curve", edit(t, ec, map[string]any{"x": otherMembers["x"]}), "not a valid JWK"},
+		{"X25519, d of another key", strings.Replace(foreignKey(t, "x25519"), `"x25519"`, `"x25519","d":"`+b64(strings.Repeat("d", 32))+`"`, 1), "without duplicate names"},
+		{"X25519 whose x is another", editJSON(t, foreignKey(t, "x25519"), map[string]any{"x": b64(strings.Repeat("x", 32))}), "d does not belong to x"},
+		{"X448 whose x is another", editJSON(t, foreignKey(t, "x448"), map[string]any{"x": b64(strings.Repeat("x", 56))}), "d does not belong to x"},
+		{"X25519 with a short d", editJSON(t, foreignKey(t, "x25519"), map[string]any{"d": b64("short")}), "32 bytes"},
+		{"X448 with a short d", editJSON(t, foreignKey(t, "x448"), map[string]any{"d": b64("short")}), "56 bytes"},
+		{"X448 with a d that is no base64url", editJSON(t, foreignKey(t, "x448"), map[string]any{"d": "+"}), "d is not base64url"},
+		{"X448, public", editJSON(t, foreignKey(t, "x448"), map[string]any{"d": nil}), "public key"},
+		{"X448 for signatures", editJSON(t, foreignKey(t, "x448"), map[string]any{"use": "sig"}), `use is "sig"`},
+		{"X448 whose key_ops do not fit", editJSON(t, foreignKey(t, "x448"), map[string]any{"key_ops": []string{"sign"}}), "key_ops do not allow key agreement"},
+		{"X25519 whose alg is a number", editJSON(t, foreignKey(t, "x25519"), map[string]any{"alg": 1}), "alg is not a string"},
+		{"X25519 whose key_ops do not fit", editJSON(t, foreignKey(t, "x25519"), map[string]any{"key_ops": []string{"sign"}}), "key_ops do not allow key agreement"},
+		{"symmetric whose key_ops do not fit", `{"kty":"oct","k":"` + b64(strings.Repeat("k", 16)) + `","key_ops":["verify"]}`, "key_ops do not allow decryption"},
 		{"RSA of other primes", edit(t, rsa, map[string]any{"p": "AQAB"}), "not a valid JWK"},
 		{"RSA without primes", edit(t, rsa, map[string]any{"p": nil, "q": nil}), "missing P, Q"},
 	} {
@@ -146,7 +166,7 @@ func TestParseSignersSaysWhy(t *testing.T) {
 		{"alg of another curve", edit(t, key, map[string]any{"alg": "ES512"}), "does not fit its alg ES512"},
 		{"alg of another type", edit(t, key, map[string]any{"alg": "RS256"}), "does not fit its alg RS256"},
 		{"alg unknown", edit(t, key, map[string]any{"alg": "ES521"}), `"ES521" is not supported`},
-		{"alg symmetric", edit(t, key, map[string]any{"alg": "HS256"}), `"HS256" is not supported`},
+		{"alg symmetric", edit(t, key, map[string]any{"alg": "HS256"}), "with a secret"},
 		{"for encryption", edit(t, key, map[string]any{"use": "enc"}), `use is "enc"`},
 		{"key_ops for encryption", edit(t, key, map[string]any{"key_ops": []string{"encrypt"}}), "key_ops do not allow verification"},
 		{"private", edit(t, signingKey(t, "ES256"), nil), "not a public key"},

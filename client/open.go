@@ -3,6 +3,7 @@ package client
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,25 +18,48 @@ const (
 
 // OpenConfig says which tokens an [Opener] accepts.
 type OpenConfig struct {
-	// Keys are the client's private keys, as [ParseKeys] reads them. Required,
-	// unless AllowUnencrypted is set.
+	// Keys are the client's private keys, as [ParseKeys] reads them; 100 at most.
+	// Required, unless ClientSecrets or AllowUnencrypted is set.
 	Keys []jose.JSONWebKey
-	// Signers are the issuer's public keys, as [ParseSigners] reads them. Required.
+	// ClientSecrets are the client's secrets (client_secret, as UTF-8), for a client
+	// that shares nothing else with the provider: the newest, and those before it
+	// whose tokens are still to be opened; 8 at most. From them come the keys of
+	// A128KW, A192KW, A256KW, A128GCMKW, A192GCMKW, A256GCMKW and dir (OpenID Connect
+	// Core 1.0, section 10.2), and they are the keys of HS256, HS384 and HS512.
+	// Default: none.
+	ClientSecrets [][]byte
+	// Signers are the issuer's public keys, as [ParseSigners] reads them; 100 at
+	// most. Required, unless signatures are verified with ClientSecrets.
 	Signers []jose.JSONWebKey
 
 	// KeyAlgorithms are the accepted values of the JWE's alg. Empty means
-	// RSA-OAEP-256, RSA-OAEP, ECDH-ES, ECDH-ES+A128KW, ECDH-ES+A192KW and
-	// ECDH-ES+A256KW, which are also all that can be listed. A client that
+	// RSA-OAEP-256, RSA-OAEP-384, RSA-OAEP-512, RSA-OAEP, ECDH-ES, ECDH-ES+A128KW,
+	// ECDH-ES+A192KW, ECDH-ES+A256KW, A128KW, A192KW, A256KW, A128GCMKW, A192GCMKW,
+	// A256GCMKW and dir, of which those count that one of the Keys or a secret fits.
+	// RSA1_5 is accepted only if it is listed, or by AllowLegacy. A client that
 	// registered one algorithm should list just that.
 	KeyAlgorithms []string
 	// ContentEncryptions are the accepted values of enc. Empty means A256GCM,
-	// A192GCM, A128GCM, A256CBC-HS512, A192CBC-HS384 and A128CBC-HS256, which are
-	// also all that can be listed.
+	// A192GCM, A128GCM, A256CBC-HS512, A192CBC-HS384 and A128CBC-HS256.
+	// A128CBC+HS256, older than RFC 7516, is accepted only if it is listed, or by
+	// AllowLegacy, and then only with RSA1_5 or RSA-OAEP.
 	ContentEncryptions []string
+	// AllowLegacy has RSA1_5 and A128CBC+HS256 among the defaults of the two lists
+	// above. It changes nothing where they are given. Default: they are not.
+	AllowLegacy bool
 	// SignatureAlgorithms are the accepted values of the JWS's alg. Empty means
 	// ES256, ES384, ES512, PS256, PS384, PS512, RS256, RS384, RS512, EdDSA and
-	// Ed25519, which are also all that can be listed.
+	// Ed25519, verified with Signers; without Signers it means those of HS256, HS384
+	// and HS512 for which all ClientSecrets are long enough. A client that has both
+	// and expects an HS algorithm must list it, for whoever knows its secret can sign
+	// so.
 	SignatureAlgorithms []string
+
+	// Kind is the kind of token that is expected. If it is set, a token of any other
+	// kind is refused, and so is one that lacks what its kind must have. Empty means
+	// that any kind is opened and no such check made: the caller then has to see to
+	// it that a logout token is not taken for an ID token.
+	Kind TokenKind
 
 	// AllowUnencrypted also accepts a token that is signed only. Default: refused.
 	AllowUnencrypted bool
@@ -81,6 +105,7 @@ type Token struct {
 // NewOpener and may be used concurrently; for new keys make a new one.
 type Opener struct {
 	keys    []jose.JSONWebKey
+	secrets [][]byte
 	signers []jose.JSONWebKey
 
 	keyAlgorithms       []keyAlgorithm
@@ -88,6 +113,7 @@ type Opener struct {
 	signatureAlgorithms []signatureAlgorithm
 
 	allowUnencrypted bool
+	kind             *kindRules
 	checks           claimChecks
 	maxBytes         int
 }
@@ -123,16 +149,22 @@ func NewOpener(config OpenConfig) (*Opener, error) {
 	}
 
 	var err error
-	if o.keyAlgorithms, err = pick("KeyAlgorithms", config.KeyAlgorithms, keyAlgorithms, keyAlgorithm.String); err != nil {
+	if o.kind, err = config.Kind.rules(); err != nil {
 		return nil, err
 	}
-	if o.contentEncryptions, err = pick("ContentEncryptions", config.ContentEncryptions, contentEncryptions, contentEncryption.String); err != nil {
+	if err := checkSecrets(config.ClientSecrets); err != nil {
 		return nil, err
 	}
-	if o.signatureAlgorithms, err = pick("SignatureAlgorithms", config.SignatureAlgorithms, signatureAlgorithms, signatureAlgorithm.String); err != nil {
+	for _, secret := range config.ClientSecrets {
+		o.secrets = append(o.secrets, slices.Clone(secret))
+	}
+	if err := o.setAlgorithms(config); err != nil {
 		return nil, err
 	}
 
+	if n := max(len(config.Keys), len(config.Signers)); n > maxKeys {
+		return nil, fmt.Errorf("OpenConfig: %d keys, more than %d", n, maxKeys)
+	}
 	// Keys may come from elsewhere than ParseKeys and ParseSigners, so they pass
 	// the same checks again.
 	for i, key := range config.Keys {
@@ -147,13 +179,38 @@ func NewOpener(config OpenConfig) (*Opener, error) {
 		}
 		o.signers = append(o.signers, key)
 	}
-	if len(o.keys) == 0 && !o.allowUnencrypted {
-		return nil, errors.New("OpenConfig.Keys is empty: give the client's private key, or set AllowUnencrypted to accept only signed tokens")
+	if len(o.keys) == 0 && len(o.secrets) == 0 && !o.allowUnencrypted {
+		return nil, errors.New("OpenConfig.Keys is empty: give the client's private key or its secret, or set AllowUnencrypted to accept only signed tokens")
 	}
-	if len(o.signers) == 0 {
-		return nil, errors.New("OpenConfig.Signers is empty: give the issuer's public keys (its JWKS)")
+	if len(o.signers) == 0 && !slices.ContainsFunc(o.signatureAlgorithms, signatureAlgorithm.symmetric) {
+		return nil, errors.New("OpenConfig.Signers is empty: give the issuer's public keys (its JWKS), or, for a client that registered HS256, HS384 or HS512, a secret of 32, 48 or 64 bytes")
 	}
 	return o, nil
+}
+
+// setAlgorithms takes the lists of the configuration, or the defaults.
+func (o *Opener) setAlgorithms(config OpenConfig) (err error) {
+	if o.keyAlgorithms, err = pick("KeyAlgorithms", config.KeyAlgorithms, keyAlgorithms,
+		func(a keyAlgorithm) bool { return config.AllowLegacy || !a.legacy }); err != nil {
+		return err
+	}
+	if o.contentEncryptions, err = pick("ContentEncryptions", config.ContentEncryptions, contentEncryptions,
+		func(c contentEncryption) bool { return config.AllowLegacy || !c.legacy }); err != nil {
+		return err
+	}
+	shortest := 0
+	for i, secret := range o.secrets {
+		if i == 0 || len(secret) < shortest {
+			shortest = len(secret)
+		}
+	}
+	if o.signatureAlgorithms, err = pick("SignatureAlgorithms", config.SignatureAlgorithms, signatureAlgorithms,
+		func(s signatureAlgorithm) bool {
+			return !s.symmetric() || len(config.Signers) == 0 && s.minSecret <= shortest
+		}); err != nil {
+		return err
+	}
+	return o.checkMACs()
 }
 
 // Open decrypts a token in compact serialization, verifies the signed JWT inside and
@@ -208,6 +265,9 @@ func (o *Opener) Open(token string) (*Token, error) {
 		}
 	}
 	if err := o.checks.check(claims); err != nil {
+		return nil, err
+	}
+	if err := o.kind.check(s.header, claims, o.checks.audience); err != nil {
 		return nil, err
 	}
 

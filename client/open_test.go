@@ -1,9 +1,14 @@
 package client
 
 import (
+	"bytes"
 	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"encoding/base64"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +24,7 @@ func TestEveryAlgorithmOpens(t *testing.T) {
 		to  jose.JSONWebKey
 	}
 	var pairs []pair
-	for _, alg := range []string{"RSA-OAEP", "RSA-OAEP-256"} {
+	for _, alg := range []string{"RSA-OAEP", "RSA-OAEP-256", "RSA1_5"} {
 		pairs = append(pairs, pair{alg, jose.JSONWebKey{Key: rsaKey(), KeyID: "rsa"}})
 	}
 	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
@@ -28,12 +33,30 @@ func TestEveryAlgorithmOpens(t *testing.T) {
 			pairs = append(pairs, pair{alg, key})
 		}
 	}
+	symmetric := func(size int) jose.JSONWebKey {
+		return jose.JSONWebKey{Key: []byte(strings.Repeat("k", size)), KeyID: fmt.Sprint(size)}
+	}
+	for alg, size := range map[string]int{"A128KW": 16, "A192KW": 24, "A256KW": 32, "A128GCMKW": 16, "A192GCMKW": 24, "A256GCMKW": 32} {
+		pairs = append(pairs, pair{alg, symmetric(size)})
+	}
+	for _, size := range []int{16, 24, 32, 48, 64} {
+		pairs = append(pairs, pair{"dir", symmetric(size)})
+	}
+	sizes := map[string]int{"A128GCM": 16, "A192GCM": 24, "A256GCM": 32, "A128CBC-HS256": 32, "A192CBC-HS384": 48, "A256CBC-HS512": 64}
+	opens := 0
 	inner := sign(t, signingKey(t, "ES256"), someClaims, map[jose.HeaderKey]any{"typ": "JWT"})
 	for _, p := range pairs {
 		for _, enc := range []string{"A128GCM", "A192GCM", "A256GCM", "A128CBC-HS256", "A192CBC-HS384", "A256CBC-HS512"} {
 			t.Run(p.alg+" "+p.to.KeyID+" "+enc, func(t *testing.T) {
+				if k, ok := p.to.Key.([]byte); ok && p.alg == "dir" && len(k) != sizes[enc] {
+					return
+				}
+				opens++
 				token := seal{alg: p.alg, enc: enc, to: p.to}.encrypt(t, inner)
-				o := newOpener(t, func(c *OpenConfig) { c.Keys = []jose.JSONWebKey{p.to} })
+				o := newOpener(t, func(c *OpenConfig) {
+					c.Keys = []jose.JSONWebKey{p.to}
+					c.KeyAlgorithms = []string{p.alg}
+				})
 				opened, err := o.Open(token)
 				if err != nil {
 					t.Fatal(err)
@@ -55,6 +78,9 @@ func TestEveryAlgorithmOpens(t *testing.T) {
 			})
 		}
 	}
+	if want := (3+3*4+6)*6 + 6; opens != want {
+		t.Errorf("%d combinations, want %d", opens, want)
+	}
 }
 
 func TestEverySignatureAlgorithmVerifies(t *testing.T) {
@@ -62,12 +88,15 @@ func TestEverySignatureAlgorithmVerifies(t *testing.T) {
 		t.Run(alg.name, func(t *testing.T) {
 			key := signingKey(t, alg.name)
 			token := toClient().encrypt(t, sign(t, key, someClaims, nil))
-			set := marshal(t, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{public(key)}})
-			signers, err := ParseSigners(set)
-			if err != nil {
-				t.Fatal(err)
+			trust := func(c *OpenConfig) { c.Signers, c.ClientSecrets = nil, [][]byte{key.Key.([]byte)} }
+			if !alg.symmetric() {
+				signers, err := ParseSigners(marshal(t, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{public(key)}}))
+				if err != nil {
+					t.Fatal(err)
+				}
+				trust = func(c *OpenConfig) { c.Signers = signers }
 			}
-			opened, err := newOpener(t, func(c *OpenConfig) { c.Signers = signers }).Open(token)
+			opened, err := newOpener(t, trust).Open(token)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -77,7 +106,7 @@ func TestEverySignatureAlgorithmVerifies(t *testing.T) {
 
 			// The same header and claims under another signature.
 			inner := flip(t, opened.InnerJWS, 2)
-			_, err = newOpener(t, func(c *OpenConfig) { c.Signers = signers }).Open(toClient().encrypt(t, inner))
+			_, err = newOpener(t, trust).Open(toClient().encrypt(t, inner))
 			if !errors.Is(err, ErrSignature) {
 				t.Errorf("changed signature: got error %v, want ErrSignature", err)
 			}
@@ -131,7 +160,7 @@ func TestWhatDoesNotOpen(t *testing.T) {
 		{"no enc", header(`{"alg":"ECDH-ES","cty":"JWT"}`), ErrMalformed, "no enc"},
 		{"alg is a number", header(`{"alg":1,"enc":"A256GCM","cty":"JWT"}`), ErrMalformed, "alg is not a string"},
 		{"kid is null", header(`{"alg":"ECDH-ES","enc":"A256GCM","cty":"JWT","kid":null}`), ErrMalformed, "kid is not a string"},
-		{"jwk is no key", header(`{"alg":"ECDH-ES","enc":"A256GCM","cty":"JWT","kid":"rp-1","jwk":1}`), ErrMalformed, "parameter"},
+		{"jwk inside is no key", to.encrypt(t, withPart(inner, 0, b64(`{"alg":"ES256","kid":"sig-ES256","jwk":1}`))), ErrMalformed, "parameter"},
 
 		{"no cty", header(`{"alg":"ECDH-ES","enc":"A256GCM","kid":"rp-1"}`), ErrNotAllowed, "cty"},
 		{"another cty", with(map[jose.HeaderKey]any{"cty": "json"}).encrypt(t, inner), ErrNotAllowed, "cty"},
@@ -139,13 +168,15 @@ func TestWhatDoesNotOpen(t *testing.T) {
 		{"crit", with(map[jose.HeaderKey]any{"crit": []string{"exp"}, "exp": 1}).encrypt(t, inner), ErrNotAllowed, "crit"},
 		{"PBES2", header(`{"alg":"PBES2-HS256+A128KW","enc":"A256GCM","cty":"JWT","p2c":1000000000,"p2s":"AA"}`), ErrNotAllowed, "PBES2"},
 		{"RSA1_5", header(`{"alg":"RSA1_5","enc":"A256GCM","cty":"JWT"}`), ErrNotAllowed, "RSA1_5"},
-		{"dir", header(`{"alg":"dir","enc":"A256GCM","cty":"JWT"}`), ErrNotAllowed, "dir"},
+		{"alg none outside", header(`{"alg":"none","enc":"A256GCM","cty":"JWT"}`), ErrNotAllowed, "none"},
 		{"unknown enc", header(`{"alg":"ECDH-ES","enc":"A128CBC+HS256","cty":"JWT"}`), ErrNotAllowed, "A128CBC+HS256"},
 		{"JWE inside a JWE", to.encrypt(t, token), ErrNotAllowed, "another encrypted token"},
 		{"signed only", inner, ErrNotAllowed, "AllowUnencrypted"},
 
 		{"another kid", header(`{"alg":"ECDH-ES","enc":"A256GCM","cty":"JWT","kid":"rp-2"}`), ErrNoKey, `"rp-2"`},
 		{"alg that our key does not name", header(`{"alg":"ECDH-ES+A128KW","enc":"A256GCM","cty":"JWT","kid":"rp-1"}`), ErrNoKey, "A128KW"},
+		{"dir without a secret", header(`{"alg":"dir","enc":"A256GCM","cty":"JWT"}`), ErrNoKey, "dir"},
+		{"A128KW without a secret", header(`{"alg":"A128KW","enc":"A256GCM","cty":"JWT","kid":"rp-1"}`), ErrNoKey, "A128KW"},
 		{"alg of another key type", header(`{"alg":"RSA-OAEP","enc":"A256GCM","cty":"JWT","kid":"rp-1"}`), ErrNoKey, "RSA-OAEP"},
 
 		{"plain claims inside", to.encrypt(t, someClaims), ErrMalformed, "signed part"},
@@ -208,11 +239,19 @@ func TestWhatDoesNotOpen(t *testing.T) {
 func TestDecryptionFailuresLookTheSame(t *testing.T) {
 	inner := sign(t, signingKey(t, "ES256"), someClaims, nil)
 	otherRSA := jose.JSONWebKey{Key: otherRSAKey(), KeyID: "k"}
+	secret := func(size int) jose.JSONWebKey {
+		return jose.JSONWebKey{Key: []byte(strings.Repeat("k", size)), KeyID: "k"}
+	}
 	for _, s := range []seal{
 		{alg: "RSA-OAEP", enc: "A128CBC-HS256", to: jose.JSONWebKey{Key: rsaKey(), KeyID: "k"}},
 		{alg: "RSA-OAEP-256", enc: "A256GCM", to: jose.JSONWebKey{Key: rsaKey(), KeyID: "k"}},
+		{alg: "RSA1_5", enc: "A128CBC-HS256", to: jose.JSONWebKey{Key: rsaKey(), KeyID: "k"}},
+		{alg: "RSA1_5", enc: "A256GCM", to: jose.JSONWebKey{Key: rsaKey(), KeyID: "k"}},
 		{alg: "ECDH-ES", enc: "A192CBC-HS384", to: jose.JSONWebKey{Key: ecKey(), KeyID: "k"}},
 		{alg: "ECDH-ES+A256KW", enc: "A256CBC-HS512", to: jose.JSONWebKey{Key: ecKey(), KeyID: "k"}},
+		{alg: "A192KW", enc: "A256CBC-HS512", to: secret(24)},
+		{alg: "A256GCMKW", enc: "A128GCM", to: secret(32)},
+		{alg: "dir", enc: "A128CBC-HS256", to: secret(32)},
 	} {
 		good := s.encrypt(t, inner)
 		bad := map[string]string{
@@ -224,26 +263,56 @@ func TestDecryptionFailuresLookTheSame(t *testing.T) {
 			"short iv":            withPart(good, 2, "AA"),
 			"short tag":           withPart(good, 4, "AA"),
 		}
-		if s.alg != "ECDH-ES" {
+		head := `{"alg":"` + s.alg + `","enc":"` + s.enc + `","cty":"JWT","kid":"k"`
+		if s.alg == "ECDH-ES" || s.alg == "dir" {
+			bad["encrypted key where none may be"] = withPart(good, 1, "AAAA")
+		} else {
 			bad["encrypted key"] = flip(t, good, 1)
 			bad["empty encrypted key"] = withPart(good, 1, "")
 			bad["short encrypted key"] = withPart(good, 1, "AAAA")
+			bad["long encrypted key"] = withPart(good, 1, b64(strings.Repeat("\xff", 256)))
+			// A content key of the wrong size, properly wrapped.
+			other := s
+			other.enc = "A192GCM"
+			bad["wrong size of content key"] = withPart(good, 1, strings.Split(other.encrypt(t, inner), ".")[1])
 		}
-		if strings.HasPrefix(s.alg, "RSA") {
+		switch {
+		case strings.HasPrefix(s.alg, "RSA"):
 			other := s
 			other.to = otherRSA
 			bad["other key"] = other.encrypt(t, inner)
-			// A content key of the wrong length, properly wrapped.
-			other = s
-			other.enc = map[string]string{"A128CBC-HS256": "A128GCM", "A256GCM": "A128GCM"}[s.enc]
-			bad["wrong size of content key"] = withPart(good, 1, strings.Split(other.encrypt(t, inner), ".")[1])
-		} else {
-			bad["no epk"] = withPart(good, 0, b64(`{"alg":"`+s.alg+`","enc":"`+s.enc+`","cty":"JWT","kid":"k"}`))
-			bad["epk is a number"] = withPart(good, 0, b64(`{"alg":"`+s.alg+`","enc":"`+s.enc+`","cty":"JWT","kid":"k","epk":1}`))
-			bad["private epk"] = withPart(good, 0, b64(`{"alg":"`+s.alg+`","enc":"`+s.enc+`","cty":"JWT","kid":"k","epk":`+string(marshal(t, clientKey()))+`}`))
-			bad["apu is a number"] = withPart(good, 0, b64(`{"alg":"`+s.alg+`","enc":"`+s.enc+`","cty":"JWT","kid":"k","apu":1,"epk":`+string(marshal(t, public(clientKey())))+`}`))
+		case strings.HasPrefix(s.alg, "ECDH"):
+			low := `{"kty":"EC","crv":"P-256","x":"` + b64(strings.Repeat("\x00", 32)) + `","y":"` + b64(strings.Repeat("\x00", 32)) + `"}`
+			for name, more := range map[string]string{
+				"no epk":            ``,
+				"epk is a number":   `,"epk":1`,
+				"epk without x":     `,"epk":{"kty":"EC","crv":"P-256"}`,
+				"epk is no point":   `,"epk":` + low,
+				"private epk":       `,"epk":` + string(marshal(t, clientKey())),
+				"apu is a number":   `,"apu":1,"epk":` + string(marshal(t, public(clientKey()))),
+				"apv is no base64":  `,"apv":"=","epk":` + string(marshal(t, public(clientKey()))),
+				"epk for X25519":    `,"epk":{"kty":"OKP","crv":"X25519","x":"` + b64(strings.Repeat("x", 32)) + `"}`,
+				"epk names P-384":   `,"epk":` + strings.Replace(string(marshal(t, public(clientKey()))), "P-256", "P-384", 1),
+				"epk named OKP":     `,"epk":` + strings.Replace(string(marshal(t, public(clientKey()))), `"EC"`, `"OKP"`, 1),
+				"epk with short x":  `,"epk":` + edit(t, public(clientKey()), map[string]any{"x": "AAAA"}),
+				"epk y is a number": `,"epk":` + edit(t, public(clientKey()), map[string]any{"y": 1}),
+			} {
+				bad[name] = withPart(good, 0, b64(head+more+`}`))
+			}
+		case strings.HasSuffix(s.alg, "GCMKW"):
+			for name, more := range map[string]string{
+				"no iv and tag":       ``,
+				"no tag":              `,"iv":"AAAAAAAAAAAAAAAA"`,
+				"short iv":            `,"iv":"AAAA","tag":"AAAAAAAAAAAAAAAAAAAAAA"`,
+				"short tag":           `,"iv":"AAAAAAAAAAAAAAAA","tag":"AAAA"`,
+				"iv is a number":      `,"iv":1,"tag":"AAAAAAAAAAAAAAAAAAAAAA"`,
+				"another iv and tag":  `,"iv":"AAAAAAAAAAAAAAAA","tag":"AAAAAAAAAAAAAAAAAAAAAA"`,
+				"tag is no base64url": `,"iv":"AAAAAAAAAAAAAAAA","tag":"/"`,
+			} {
+				bad[name] = withPart(good, 0, b64(head+more+`}`))
+			}
 		}
-		o := newOpener(t, func(c *OpenConfig) { c.Keys = []jose.JSONWebKey{s.to} })
+		o := newOpener(t, func(c *OpenConfig) { c.Keys, c.KeyAlgorithms = []jose.JSONWebKey{s.to}, []string{s.alg} })
 		if _, err := o.Open(good); err != nil {
 			t.Fatalf("%s: %v", s.alg, err)
 		}
@@ -251,6 +320,73 @@ func TestDecryptionFailuresLookTheSame(t *testing.T) {
 			if _, err := o.Open(token); err != ErrDecrypt { //nolint:errorlint // wrapping would tell something
 				t.Errorf("%s, %s: got error %q, want exactly ErrDecrypt", s.alg, name, err)
 			}
+		}
+	}
+}
+
+// A private key in a header is a mistake that must not go unseen (RFC 7518, section
+// 4.6.1.1: only public members).
+func TestEphemeralKeyMustBePublic(t *testing.T) {
+	private := string(marshal(t, jose.JSONWebKey{Key: ecKeyOn(t, elliptic.P256())}))
+	for epk, want := range map[string]bool{private: false, editJSON(t, private, map[string]any{"d": nil}): true} {
+		members, err := parseObject([]byte(epk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sharedSecret(ecKey(), members); (err == nil) != want {
+			t.Errorf("with d: %v, got error %v", !want, err)
+		}
+	}
+}
+
+// Points of low order make the same secret with every key: zeros.
+func TestPointOfLowOrderIsRefused(t *testing.T) {
+	for crv, size := range map[string]int{"x25519": 32, "x448": 56} {
+		keys, err := ParseKeys([]byte(foreignKey(t, crv)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		epk, err := parseObject([]byte(`{"kty":"OKP","crv":"` + strings.ToUpper(crv) + `","x":"` + b64(strings.Repeat("\x00", size)) + `"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if secret, err := sharedSecret(keys[0].Key, epk); err == nil {
+			t.Errorf("%s: got secret %x", crv, secret)
+		}
+	}
+}
+
+// RSA1_5 with a padding that is right, wrong, or right around a key of the wrong size:
+// the one good key comes out, all others become random, never an error.
+func TestPKCS1v15FailuresAreSilent(t *testing.T) {
+	wrap := func(key []byte) []byte {
+		wrapped, err := rsa.EncryptPKCS1v15(rand.Reader, &rsaKey().PublicKey, key) //nolint:staticcheck // what is tested
+		if err != nil {
+			t.Fatal(err)
+		}
+		return wrapped
+	}
+	enc, _ := find(contentEncryptions, "A256GCM")
+	good := []byte(strings.Repeat("c", enc.keySize))
+	for name, test := range map[string]struct {
+		wrapped []byte
+		right   bool
+	}{
+		"right":           {wrap(good), true},
+		"too short":       {wrap(good[:31]), false},
+		"too long":        {wrap(append([]byte("c"), good...)), false},
+		"empty":           {wrap(nil), false},
+		"no padding":      {[]byte(strings.Repeat("\x01", 256)), false},
+		"nothing but one": {append(make([]byte, 255), 1), false},
+	} {
+		e := &encrypted{encryptedKey: test.wrapped}
+		first, err := rsaPKCS1v15(rsaKey(), e, enc)
+		if err != nil || len(first) != enc.keySize {
+			t.Errorf("%s: got a key of %d bytes, %v", name, len(first), err)
+		}
+		second, err := rsaPKCS1v15(rsaKey(), e, enc)
+		if err != nil || bytes.Equal(first, second) != test.right || bytes.Equal(first, good) != test.right {
+			t.Errorf("%s: got keys %x and %x, %v", name, first, second, err)
 		}
 	}
 }
@@ -280,6 +416,8 @@ func TestChoiceOfThePrivateKey(t *testing.T) {
 		{"header without kid and none fits", nameless, []jose.JSONWebKey{rsa}, ErrNoKey},
 		{"header without kid and none right", nameless, []jose.JSONWebKey{other}, ErrDecrypt},
 		{"bound to this alg", named, []jose.JSONWebKey{bound(mine, "ECDH-ES")}, nil},
+		{"more than are tried", nameless, slices.Repeat([]jose.JSONWebKey{mine}, maxTries+1), ErrNoKey},
+		{"as many as are tried", nameless, append(slices.Repeat([]jose.JSONWebKey{other}, maxTries-1), mine), nil},
 		{"bound to another alg", named, []jose.JSONWebKey{bound(mine, "ECDH-ES+A128KW")}, ErrNoKey},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -308,6 +446,51 @@ func TestListsOfAlgorithmsAreKept(t *testing.T) {
 		if _, err := newOpener(t, test.change).Open(token); !errors.Is(err, test.want) {
 			t.Errorf("%s: got error %v, want %v", test.name, err, test.want)
 		}
+	}
+}
+
+// Who knows a client's secret can sign with it. A client that expects the issuer's own
+// signature must not take that one for it, and neither must a public key serve as a
+// secret.
+func TestSymmetricSignaturesMustBeExpected(t *testing.T) {
+	secret := signingKey(t, "HS256").Key.([]byte)
+	public := marshal(t, public(signingKey(t, "ES256")))
+	byHMAC := toClient().encrypt(t, sign(t, jose.JSONWebKey{Key: secret, Algorithm: "HS256"}, someClaims, nil))
+	byPublic := toClient().encrypt(t, sign(t, jose.JSONWebKey{Key: public, Algorithm: "HS256", KeyID: "sig-ES256"}, someClaims, nil))
+	byIssuer := nested(t, someClaims)
+	for _, test := range []struct {
+		name                       string
+		change                     func(*OpenConfig)
+		byIssuer, byHMAC, byPublic error
+	}{
+		{"signers", nil, nil, ErrNotAllowed, ErrNotAllowed},
+		{"signers and secret", func(c *OpenConfig) { c.ClientSecrets = [][]byte{secret} }, nil, ErrNotAllowed, ErrNotAllowed},
+		{"secret", func(c *OpenConfig) { c.Signers, c.ClientSecrets = nil, [][]byte{secret} }, ErrUnknownSigner, nil, ErrSignature},
+		{"both listed", func(c *OpenConfig) {
+			c.ClientSecrets, c.SignatureAlgorithms = [][]byte{secret}, []string{"ES256", "HS256"}
+		}, nil, nil, ErrSignature},
+		{"old and new secret", func(c *OpenConfig) {
+			c.Signers, c.ClientSecrets = nil, [][]byte{bytes.ToUpper(secret), secret}
+		}, ErrUnknownSigner, nil, ErrSignature},
+		{"another secret", func(c *OpenConfig) { c.Signers, c.ClientSecrets = nil, [][]byte{bytes.ToUpper(secret)} }, ErrUnknownSigner, ErrSignature, ErrSignature},
+		{"a short secret", func(c *OpenConfig) { c.ClientSecrets = [][]byte{[]byte("short")} }, nil, ErrNotAllowed, ErrNotAllowed},
+	} {
+		o := newOpener(t, test.change)
+		for token, want := range map[string]error{byIssuer: test.byIssuer, byHMAC: test.byHMAC, byPublic: test.byPublic} {
+			if _, err := o.Open(token); !errors.Is(err, want) {
+				t.Errorf("%s: got error %v, want %v", test.name, err, want)
+			}
+		}
+	}
+}
+
+func TestSecretIsCopied(t *testing.T) {
+	secret := bytes.Clone(signingKey(t, "HS256").Key.([]byte))
+	token := toClient().encrypt(t, sign(t, jose.JSONWebKey{Key: bytes.Clone(secret), Algorithm: "HS256"}, someClaims, nil))
+	o := newOpener(t, func(c *OpenConfig) { c.Signers, c.ClientSecrets = nil, [][]byte{secret} })
+	clear(secret)
+	if _, err := o.Open(token); err != nil {
+		t.Errorf("after the caller's copy was cleared: %v", err)
 	}
 }
 
@@ -442,7 +625,24 @@ func TestConfigIsChecked(t *testing.T) {
 		{"no keys", func(c *OpenConfig) { c.Keys = nil }, "OpenConfig.Keys is empty"},
 		{"no signers", func(c *OpenConfig) { c.Signers = nil }, "OpenConfig.Signers is empty"},
 		{"public key as private", func(c *OpenConfig) { c.Keys = []jose.JSONWebKey{public(clientKey())} }, "public key"},
-		{"symmetric key", func(c *OpenConfig) { c.Keys = []jose.JSONWebKey{{Key: []byte("0123456789abcdef")}} }, "cannot decrypt"},
+		{"symmetric key of no use", func(c *OpenConfig) { c.Keys = []jose.JSONWebKey{{Key: []byte("0123456789")}} }, "10 bytes"},
+		{"Ed25519 key", func(c *OpenConfig) { c.Keys = []jose.JSONWebKey{{Key: edKey()}} }, "cannot decrypt"},
+		{"ecdh key on P-256", func(c *OpenConfig) {
+			key, err := ecKey().ECDH()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Keys = []jose.JSONWebKey{{Key: key}}
+		}, "ecdsa.PrivateKey"},
+		{"too many keys", func(c *OpenConfig) { c.Keys = slices.Repeat(c.Keys, maxKeys+1) }, "101 keys"},
+		{"too many signers", func(c *OpenConfig) { c.Signers = slices.Repeat(c.Signers, maxKeys+1) }, "101 keys"},
+		{"too many secrets", func(c *OpenConfig) { c.ClientSecrets = slices.Repeat([][]byte{[]byte("s")}, maxSecrets+1) }, "9 secrets"},
+		{"empty secret", func(c *OpenConfig) { c.ClientSecrets = [][]byte{[]byte("good"), nil} }, "empty secret"},
+		{"secret too short to verify", func(c *OpenConfig) {
+			c.ClientSecrets, c.SignatureAlgorithms = [][]byte{[]byte(strings.Repeat("s", 47))}, []string{"HS256", "HS384"}
+		}, "HS384 needs secrets of 48 bytes"},
+		{"secret too short, and no signers", func(c *OpenConfig) { c.ClientSecrets, c.Signers = [][]byte{[]byte(strings.Repeat("s", 31))}, nil }, "Signers is empty"},
+		{"unknown kind", func(c *OpenConfig) { c.Kind = "id_token" }, "ID_TOKEN"},
 		{"small RSA key", func(c *OpenConfig) { c.Keys = []jose.JSONWebKey{{Key: smallRSAKey()}} }, "1024 bits"},
 		{"signature key to decrypt", func(c *OpenConfig) { c.Keys[0].Use = "sig" }, "not enc"},
 		{"private signer", func(c *OpenConfig) { c.Signers = []jose.JSONWebKey{signingKey(t, "ES256")} }, "not a public key"},
@@ -453,10 +653,10 @@ func TestConfigIsChecked(t *testing.T) {
 		{"signer without alg", func(c *OpenConfig) { c.Signers[0].Algorithm = "" }, "no alg"},
 		{"signer's alg does not fit", func(c *OpenConfig) { c.Signers[0].Algorithm = "ES384" }, "does not fit"},
 		{"none", func(c *OpenConfig) { c.SignatureAlgorithms = []string{"none"} }, "ES256, ES384"},
-		{"HS256", func(c *OpenConfig) { c.SignatureAlgorithms = []string{"ES256", "HS256"} }, `"HS256" is not supported`},
+		{"HS256", func(c *OpenConfig) { c.SignatureAlgorithms = []string{"ES256", "HS256"} }, "give it in ClientSecrets"},
 		{"PBES2", func(c *OpenConfig) { c.KeyAlgorithms = []string{"PBES2-HS256+A128KW"} }, "not supported"},
-		{"RSA1_5", func(c *OpenConfig) { c.KeyAlgorithms = []string{"RSA1_5"} }, "RSA-OAEP-256, RSA-OAEP"},
-		{"old enc", func(c *OpenConfig) { c.ContentEncryptions = []string{"A128CBC+HS256"} }, "A128CBC-HS256"},
+		{"alg by another case", func(c *OpenConfig) { c.KeyAlgorithms = []string{"rsa1_5"} }, "RSA-OAEP-256, RSA-OAEP"},
+		{"enc that does not exist", func(c *OpenConfig) { c.ContentEncryptions = []string{"A256CBC+HS512"} }, "A128CBC-HS256"},
 		{"negative bound", func(c *OpenConfig) { c.MaxBytes = -1 }, "negative"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -81,6 +81,8 @@ func signingKey(t testing.TB, alg string) jose.JSONWebKey {
 		key.Key = ecKeyOn(t, elliptic.P521())
 	case "EdDSA", "Ed25519":
 		key.Key = edKey()
+	case "HS256", "HS384", "HS512":
+		key.Key = []byte(strings.Repeat("secret! ", 8))
 	default:
 		key.Key = rsaKey()
 	}

@@ -28,15 +28,15 @@ func parseSigned(token string) (*signed, error) {
 	return &signed{token: token, header: h}, nil
 }
 
-// verify returns the payload if a signer's key that bears the header's kid and its
-// alg verifies the signature.
+// verify returns the payload if one of the keys for the header verifies the
+// signature.
 func (o *Opener) verify(s *signed) ([]byte, error) {
-	alg, ok := find(o.signatureAlgorithms, s.header.Algorithm, signatureAlgorithm.String)
+	alg, ok := find(o.signatureAlgorithms, s.header.Algorithm)
 	if !ok {
 		return nil, fmt.Errorf("%w: its signature algorithm (alg) is %s", ErrNotAllowed, quote(s.header.Algorithm))
 	}
-	signers := o.signersFor(s.header.KeyID, alg)
-	if len(signers) == 0 {
+	keys := o.verifiersFor(s.header.KeyID, alg)
+	if len(keys) == 0 {
 		return nil, fmt.Errorf("%w: its signature names key %s with alg %s", ErrUnknownSigner, quote(s.header.KeyID), alg.name)
 	}
 	jws, err := jose.ParseSignedCompact(s.token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg.name)})
@@ -44,11 +44,7 @@ func (o *Opener) verify(s *signed) ([]byte, error) {
 		// What is left after our own reading: a jwk or x5c that is none.
 		return nil, fmt.Errorf("%w: a parameter of its signature's header is not valid", ErrMalformed)
 	}
-	for _, signer := range signers {
-		key := signer.Key
-		if alg.verifier != nil {
-			key = alg.verifier(key)
-		}
+	for _, key := range keys {
 		if payload, err := jws.Verify(key); err == nil {
 			return payload, nil
 		}
@@ -56,14 +52,27 @@ func (o *Opener) verify(s *signed) ([]byte, error) {
 	return nil, ErrSignature
 }
 
-// signersFor returns the keys whose kid and alg both equal the header's: one, unless
-// the issuer's set is careless.
-func (o *Opener) signersFor(kid string, alg signatureAlgorithm) []jose.JSONWebKey {
-	var signers []jose.JSONWebKey
-	for _, key := range o.signers {
-		if key.KeyID == kid && key.Algorithm == alg.name {
-			signers = append(signers, key)
+// verifiersFor returns what a signature may be verified with. For an asymmetric
+// algorithm these are the keys whose kid and alg both equal the header's: one, unless
+// the issuer's set is careless. For a symmetric one they are the client's secrets,
+// which have no kid, and nothing else.
+func (o *Opener) verifiersFor(kid string, alg signatureAlgorithm) []any {
+	var keys []any
+	if alg.symmetric() {
+		for _, secret := range o.secrets {
+			keys = append(keys, secret)
+		}
+		return keys
+	}
+	for _, signer := range o.signers {
+		if signer.KeyID != kid || signer.Algorithm != alg.name {
+			continue
+		}
+		if alg.verifier != nil {
+			keys = append(keys, alg.verifier(signer.Key))
+		} else {
+			keys = append(keys, signer.Key)
 		}
 	}
-	return signers
+	return keys
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -92,7 +93,7 @@ func tokenIssueCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&req.Issuer, "issuer", "", "the issuer's name (may be left out if there is only one)")
 	f.StringVar(&req.ClientId, "client", "", "the OAuth client the token is for")
-	f.StringVar(&kind, "kind", "ID_TOKEN", "the kind of token: ID_TOKEN, USERINFO or ACCESS_TOKEN")
+	f.StringVar(&kind, "kind", "ID_TOKEN", "the kind of token: "+strings.Join(kindNames(), ", "))
 	f.StringVar(&claims, "claims", "-", "file with the claims, a JSON object; - for standard input")
 	f.DurationVar(&lifetime, "lifetime", 0, "how long the token is valid (default: the issuer's)")
 	f.StringVar(&req.SigningAlgorithm, "alg", "", "the signing algorithm (default: the client's, else the issuer's)")
@@ -104,34 +105,31 @@ func tokenIssueCommand() *cobra.Command {
 	return cmd
 }
 
+// maxSecretFile is the longest client secret that is read from a file.
+const maxSecretFile = 4 << 10
+
+// openFlags are the flags of "token open": the files that the client has, and what
+// it expects.
+type openFlags struct {
+	config            client.OpenConfig
+	keyFile, jwksFile string
+	secretFiles       []string
+	kind              string
+	inner             bool
+	output            string
+}
+
 // tokenOpenCommand is the other end: it calls nobody.
 func tokenOpenCommand() *cobra.Command {
-	var (
-		config            client.OpenConfig
-		keyFile, jwksFile string
-		inner             bool
-		output            string
-	)
+	var flags openFlags
 	cmd := &cobra.Command{
 		Use:   "open FILE|-",
 		Short: "Decrypt and verify a token as its client would",
-		Args:  arguments("FILE|-"),
+		Example: `  bulla token open --key private.jwk --jwks signers.json --aud app-1 token.jwt
+  bulla token open --client-secret-file secret --jwks signers.json --alg A128KW --inner token.jwt`,
+		Args: arguments("FILE|-"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			private, err := readInput(cmd, keyFile, maxInput)
-			if err != nil {
-				return err
-			}
-			if config.Keys, err = client.ParseKeys(private); err != nil {
-				return fmt.Errorf("%s: %w", keyFile, err)
-			}
-			public, err := readInput(cmd, jwksFile, maxInput)
-			if err != nil {
-				return err
-			}
-			if config.Signers, err = client.ParseSigners(public); err != nil {
-				return fmt.Errorf("%s: %w", jwksFile, err)
-			}
-			opener, err := client.NewOpener(config)
+			opener, err := flags.opener(cmd)
 			if err != nil {
 				return err
 			}
@@ -141,25 +139,94 @@ func tokenOpenCommand() *cobra.Command {
 			}
 			token, err := opener.Open(string(bytes.TrimSpace(text)))
 			if err != nil {
-				return err
+				return byFlag(err)
 			}
-			return printToken(cmd.OutOrStdout(), token, inner, output)
+			return printToken(cmd.OutOrStdout(), token, flags.inner, flags.output)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&keyFile, "key", "", "file with the client's private JWK or JWK Set")
-	f.StringVar(&jwksFile, "jwks", "", "file with the issuer's public JWK Set")
-	f.StringVar(&config.Issuer, "iss", "", "require this iss")
-	f.StringVar(&config.Audience, "aud", "", "require this aud")
-	f.BoolVar(&config.AllowExpired, "allow-expired", false, "open an expired token too")
-	f.BoolVar(&inner, "inner", false, "print the inner signed JWT")
-	for _, name := range []string{"key", "jwks"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // the flag was defined two lines above
+	f.StringVar(&flags.keyFile, "key", "", "file with the client's private key: a JWK, a JWK Set or PEM")
+	f.StringArrayVar(&flags.secretFiles, "client-secret-file", nil, "file with the client's secret, for keys made of it (A*KW, A*GCMKW, dir) and HS signatures; repeat it for older ones")
+	f.StringVar(&flags.jwksFile, "jwks", "", "file with the issuer's public JWK Set")
+	f.StringVar(&flags.kind, "kind", "", "require this kind of token: "+strings.Join(kindNames(), ", "))
+	f.StringVar(&flags.config.Issuer, "iss", "", "require this iss")
+	f.StringVar(&flags.config.Audience, "aud", "", "require this aud")
+	f.StringSliceVar(&flags.config.KeyAlgorithms, "alg", nil, "accept only these algorithms of key management (default: all but RSA1_5)")
+	f.StringSliceVar(&flags.config.ContentEncryptions, "enc", nil, "accept only these content encryptions (default: all but A128CBC+HS256)")
+	f.StringSliceVar(&flags.config.SignatureAlgorithms, "signing-alg", nil, "accept only these signing algorithms (default: all that --jwks verifies; without it HS256, HS384 and HS512)")
+	f.BoolVar(&flags.config.AllowLegacy, "allow-legacy", false, "accept RSA1_5 and A128CBC+HS256 too, where --alg and --enc are not given")
+	f.BoolVar(&flags.config.AllowExpired, "allow-expired", false, "open an expired token too")
+	f.BoolVar(&flags.config.AllowUnencrypted, "allow-unencrypted", false, "open a token that is signed only, too")
+	f.BoolVar(&flags.inner, "inner", false, "print the inner signed JWT, once it has been verified")
+	outputFlag(cmd, &flags.output)
+	return cmd
+}
+
+// opener reads the files and makes of them what opens the token.
+func (f *openFlags) opener(cmd *cobra.Command) (*client.Opener, error) {
+	f.config.Kind = client.TokenKind(f.kind)
+	if f.keyFile == "" && len(f.secretFiles) == 0 && !f.config.AllowUnencrypted {
+		return nil, errors.New("--key is missing: give the file with the client's private key, or with --client-secret-file the one with its secret")
+	}
+	if f.jwksFile == "" && len(f.secretFiles) == 0 {
+		return nil, errors.New("--jwks is missing: give the file with the issuer's public keys (\"bulla key jwks\" prints them)")
+	}
+	if f.keyFile != "" {
+		private, err := readInput(cmd, f.keyFile, maxInput)
+		if err != nil {
+			return nil, err
+		}
+		if f.config.Keys, err = client.ParseKeys(private); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.keyFile, err)
 		}
 	}
-	outputFlag(cmd, &output)
-	return cmd
+	for _, name := range f.secretFiles {
+		secret, err := readInput(cmd, name, maxSecretFile)
+		if err != nil {
+			return nil, err
+		}
+		// The line's end is the editor's, not the secret's.
+		if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
+			return nil, fmt.Errorf("%s is empty: it must hold the client's secret", name)
+		}
+		f.config.ClientSecrets = append(f.config.ClientSecrets, secret)
+	}
+	if f.jwksFile != "" {
+		public, err := readInput(cmd, f.jwksFile, maxInput)
+		if err != nil {
+			return nil, err
+		}
+		if f.config.Signers, err = client.ParseSigners(public); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.jwksFile, err)
+		}
+	}
+	opener, err := client.NewOpener(f.config)
+	return opener, byFlag(err)
+}
+
+// byFlag has an error speak of flags where package client speaks of its fields.
+func byFlag(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(strings.NewReplacer(
+		"OpenConfig.", "",
+		"KeyAlgorithms", "--alg",
+		"ContentEncryptions", "--enc",
+		"SignatureAlgorithms", "--signing-alg",
+		"AllowUnencrypted", "--allow-unencrypted",
+		"ClientSecrets", "--client-secret-file",
+		"Signers", "--jwks",
+		"Kind", "--kind",
+	).Replace(err.Error()))
+}
+
+func kindNames() []string {
+	var names []string
+	for _, kind := range client.TokenKinds() {
+		names = append(names, string(kind))
+	}
+	return names
 }
 
 // opened is an opened token in JSON.
