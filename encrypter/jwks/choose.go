@@ -19,9 +19,10 @@ type Want struct {
 	// other key is taken in their place. Empty means no pin.
 	KeyID string
 
-	// MaxRSABits, if not zero, rules out longer RSA keys: the policy of one
-	// issuer, where the Limits of the set are those of all who share it.
-	MaxRSABits int
+	// MinRSABits and MaxRSABits, if not zero, rule out shorter and longer RSA
+	// keys: the policy of one issuer, where the Limits of the set are those of
+	// all who share it. No less than 2048 bits ever passes.
+	MinRSABits, MaxRSABits int
 
 	// CertificateAt, if not zero, rules out keys whose certificate is not
 	// valid at that time. Set it when a client registers; leave it zero at
@@ -71,7 +72,7 @@ type Verdict struct {
 //   - it passed all checks, and alg takes its kty and crv;
 //   - its "use" is "enc", or it has none and its "key_ops" are absent, empty
 //     or allow what alg does with a public key (encrypt or wrapKey for RSA,
-//     deriveKey or deriveBits for EC);
+//     deriveKey or deriveBits for EC and OKP);
 //   - its "alg", if it has one, is the wanted one;
 //   - its "kid" is the pinned one, if one is pinned.
 //
@@ -105,6 +106,12 @@ func (s *Set) Explain(want Want) []Verdict {
 		switch v := &verdicts[i]; {
 		case v.Key == best:
 			v.Outcome, v.Reason = Chosen, "it "+best.rank().String()
+			switch {
+			case want.KeyID != "":
+				v.Reason = "it has the pinned kid, " + best.rank().String()
+			case best.pem:
+				v.Reason = "it fits" // no PEM key could name its use
+			}
 		case v.Outcome == Eligible && v.Key.rank() == best.rank():
 			v.Reason = fmt.Sprintf("it would do, but keys[%d] does as well and comes first", best.Index)
 		case v.Outcome == Eligible:
@@ -127,8 +134,13 @@ func (k *Key) judge(want Want) (Outcome, string) {
 	case unfit != "":
 		return Unfit, unfit
 	}
-	if k, ok := k.Public.(*rsa.PublicKey); ok && want.MaxRSABits > 0 && k.N.BitLen() > want.MaxRSABits {
-		return Unusable, fmt.Sprintf("its RSA modulus has %d bits, more than the %d that this issuer allows: use a shorter key", k.N.BitLen(), want.MaxRSABits)
+	if k, ok := k.Public.(*rsa.PublicKey); ok {
+		switch bits := k.N.BitLen(); {
+		case want.MinRSABits > 0 && bits < want.MinRSABits:
+			return Unusable, fmt.Sprintf("its RSA modulus has %d bits, less than the %d that this issuer requires: use a longer key", bits, want.MinRSABits)
+		case want.MaxRSABits > 0 && bits > want.MaxRSABits:
+			return Unusable, fmt.Sprintf("its RSA modulus has %d bits, more than the %d that this issuer allows: use a shorter key", bits, want.MaxRSABits)
+		}
 	}
 	if !want.CertificateAt.IsZero() {
 		if err := k.CertificateError(want.CertificateAt); err != nil {
@@ -151,6 +163,8 @@ func (k *Key) unfit(want Want) string {
 		return fmt.Sprintf("it has no use, and its key_ops %s do not allow encryption with its public half", quoteAll(k.KeyOps))
 	case k.Algorithm != "" && k.Algorithm != string(want.Algorithm):
 		return fmt.Sprintf("its alg is %s, not %q", quote(k.Algorithm), string(want.Algorithm))
+	case want.KeyID != "" && k.KeyID == "":
+		return fmt.Sprintf("it has no kid, and %s is pinned", quote(want.KeyID))
 	case want.KeyID != "" && k.KeyID != want.KeyID:
 		return fmt.Sprintf("its kid is not the pinned %s", quote(want.KeyID))
 	}

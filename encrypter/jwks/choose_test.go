@@ -27,6 +27,16 @@ func p521JWK() jwk {
 	}
 }
 
+// x25519JWK and x448JWK are the public keys of RFC 7748, sections 6.1 and 6.2
+// (Alice's).
+func x25519JWK() jwk {
+	return jwk{"kty": "OKP", "crv": "X25519", "x": "hSDwCYkwp1R0i33ctD73Wg2_Og0mOBr066SpjqqbTmo"}
+}
+
+func x448JWK() jwk {
+	return jwk{"kty": "OKP", "crv": "X448", "x": "mwj3zDG34-Z9ItWuoSEHSic70rg94Jxj-qc9LCLF2bvINmRyQdlT1AxbEtqIEg1TF3-A5TLEH6A"}
+}
+
 // weakJWK is an RSA key of 1024 bits.
 func weakJWK() jwk { return with(rsaJWK(), "n", rfc7638N[:168]+"gMM") }
 
@@ -83,7 +93,14 @@ func TestChoice(t *testing.T) {
 		{"P-384", "ECDH-ES+A256KW", "", []jwk{with(p384JWK(), "use", "enc")}, 0},
 		{"P-521", "ECDH-ES+A128KW", "", []jwk{with(p521JWK(), "use", "enc")}, 0},
 		{"unknown alg", "RSA-OAEP-999", "", []jwk{with(rsaJWK(), "use", "enc")}, -1},
+		{"dir", encrypter.Dir, "", []jwk{with(rsaJWK(), "use", "enc")}, -1},
 		{"no alg", "", "", []jwk{with(rsaJWK(), "use", "enc")}, -1},
+		{"X25519", ecdh, "", []jwk{with(x25519JWK(), "use", "enc")}, 0},
+		{"X448", "ECDH-ES+A256KW", "", []jwk{with(x448JWK(), "use", "enc")}, 0},
+		{"X25519 for RSA-OAEP", oaep, "", []jwk{with(x25519JWK(), "use", "enc")}, -1},
+		{"key_ops of OKP", ecdh, "", []jwk{with(x448JWK(), "key_ops", ops("deriveBits"))}, 0},
+		{"key_ops of RSA on OKP", ecdh, "", []jwk{with(x25519JWK(), "key_ops", ops("wrapKey"))}, -1},
+		{"ties of EC and OKP by order", ecdh, "", []jwk{with(x25519JWK(), "use", "enc"), with(ecJWK(), "use", "enc")}, 0},
 		{"symmetric alg", "A128KW", "", []jwk{with(rsaJWK(), "use", "enc")}, -1},
 
 		{"use sig is never chosen", oaep, "", []jwk{with(rsaJWK(), "use", "sig")}, -1},
@@ -152,7 +169,7 @@ func TestChoice(t *testing.T) {
 // key whose use is sig.
 func TestKeyUsedForSigningIsNeverChosen(t *testing.T) {
 	for _, alg := range encrypter.KeyAlgorithms() {
-		for _, base := range []jwk{rsaJWK(), ecJWK(), p384JWK(), p521JWK()} {
+		for _, base := range []jwk{rsaJWK(), ecJWK(), p384JWK(), p521JWK(), x25519JWK(), x448JWK()} {
 			for _, ops := range [][]string{nil, {}, {"encrypt"}, {"deriveKey"}, {"wrapKey", "verify"}} {
 				key := with(base, "use", "sig", "kid", "s", "alg", string(alg))
 				if ops != nil {
@@ -231,12 +248,42 @@ func TestReasonsOfTheVerdicts(t *testing.T) {
 		{jwks.Eligible, "it would do, but keys[1] does as well and comes first"},
 		{jwks.Unfit, `its use is "sig", not "enc"`},
 		{jwks.Unusable, "its RSA modulus has 1024 bits, less than the required 2048: create a longer key"},
-		{jwks.Unfit, `its crv "P-999" is not one that tokens can be encrypted to here: use P-256, P-384 or P-521`},
+		{jwks.Unfit, `its crv "P-999" is not one that tokens can be encrypted to here: use P-256, P-384, P-521, X25519 or X448`},
 	}
 	for i, v := range set.Explain(jwks.Want{Algorithm: encrypter.RSAOAEP256}) {
 		if v.Outcome != want[i].outcome || v.Reason != want[i].reason {
 			t.Errorf("%v: %v, %q\nwant %v, %q", v.Key, v.Outcome, v.Reason, want[i].outcome, want[i].reason)
 		}
+	}
+}
+
+func TestReasonsOfTheVerdictsWithAPinnedKid(t *testing.T) {
+	set := parse(t,
+		with(rsaJWK(), "kid", "other", "use", "enc"),
+		with(rsaJWK(), "use", "enc"),
+		with(rsaJWK(), "kid", "mine"),
+		with(ecJWK(), "kid", "mine", "use", "enc"),
+		with(rsaJWK(), "kid", "mine", "use", "enc"),
+		with(rsaJWK(), "kid", "mine", "use", "sig"),
+	)
+	want := []struct {
+		outcome jwks.Outcome
+		reason  string
+	}{
+		{jwks.Unfit, `its kid is not the pinned "mine"`},
+		{jwks.Unfit, `it has no kid, and "mine" is pinned`},
+		{jwks.Eligible, "it would do, but keys[4] fits and names its use"},
+		{jwks.Unfit, `its kty is "EC", and alg RSA-OAEP-256 needs RSA`},
+		{jwks.Chosen, "it has the pinned kid, fits and names its use"},
+		{jwks.Unfit, `its use is "sig", not "enc"`},
+	}
+	for i, v := range set.Explain(jwks.Want{Algorithm: encrypter.RSAOAEP256, KeyID: "mine"}) {
+		if v.Outcome != want[i].outcome || v.Reason != want[i].reason {
+			t.Errorf("%v: %v, %q\nwant %v, %q", v.Key, v.Outcome, v.Reason, want[i].outcome, want[i].reason)
+		}
+	}
+	if v := set.Explain(jwks.Want{Algorithm: encrypter.A256KW})[0]; v.Reason != "alg A256KW takes the client's secret, not a public key" {
+		t.Errorf("for A256KW: %q", v.Reason)
 	}
 }
 

@@ -35,3 +35,25 @@ func Example() {
 	// keys[0] (kid "1"): unfit, its kty is "EC", and alg RSA-OAEP-256 needs RSA
 	// keys[1] (kid "2011-04-29"): unfit, its alg is "RS256", not "RSA-OAEP-256"
 }
+
+// A client registers an elliptic curve key in PEM, as OpenSSL writes it.
+func ExampleParsePEM() {
+	set, err := jwks.ParsePEM([]byte(`-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEqDJcoBCe7Up2lmMcZq+aOoU4lStc
+0uDTrEn9hKZeKE+daWgFXvc0Dub3IeY+V9yAm4i4R4OKawZIWY2Rx0Jj7Q==
+-----END PUBLIC KEY-----
+`), jwks.Limits{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, v := range set.Explain(jwks.Want{Algorithm: encrypter.ECDHES}) {
+		fmt.Printf("%v: %v, %s\n", v.Key, v.Outcome, v.Reason)
+	}
+	for _, v := range set.Explain(jwks.Want{Algorithm: encrypter.RSAOAEP256}) {
+		fmt.Printf("%v: %v, %s\n", v.Key, v.Outcome, v.Reason)
+	}
+	// Output:
+	// the PEM key: chosen, it fits
+	// the PEM key: unfit, its kty is "EC", and alg RSA-OAEP-256 needs RSA
+}

@@ -1,5 +1,6 @@
-// Package jwks reads the JWK Set (RFC 7517, section 5) of an OAuth client,
-// checks every key in it, and chooses the one that tokens are encrypted to.
+// Package jwks reads the public keys of an OAuth client, a JWK Set (RFC 7517,
+// section 5) or a PEM text, checks every key, and chooses the one that tokens
+// are encrypted to.
 //
 // The document comes from outside, often straight from the network, and what
 // is chosen from it decides who can read a token. Hence three promises:
@@ -16,17 +17,21 @@
 //     every replica, and [Set.Explain] prints the very decision that
 //     [Set.Choose] makes.
 //
+// For a client that has no keys of its own, [Generate] makes a pair, and holds
+// the public half to the same checks.
+//
 // The package does no I/O and reads no clock: "x5u" is never followed, and a
 // certificate's dates are judged only against a time that the caller gives.
 // Fetching belongs to package fetch, keeping and refreshing to keycache.
-// Certificates are not validated up to a root: "x5c" serves to name the key
-// by "x5t#S256", not to trust it.
+// Certificates are not validated up to a root: a certificate serves to name
+// the key by "x5t#S256", not to trust it.
 package jwks
 
 import (
 	"crypto"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -35,12 +40,12 @@ var (
 	// ErrRejected: the document is refused as a whole. The text says at which
 	// key and what the owner of the set has to change. At a refresh, go on
 	// with the last good set.
-	ErrRejected = errors.New("JWK Set rejected")
+	ErrRejected = errors.New("key document rejected")
 
 	// ErrNoKey: no key of the set can be used for the wanted algorithm. The
 	// text lists why not, key by key. The client has to publish a fitting key
 	// or change its registered algorithm.
-	ErrNoKey = errors.New("no key in the JWK Set fits")
+	ErrNoKey = errors.New("no client key fits")
 
 	// ErrKeyRejected comes together with ErrNoKey when there is a key that
 	// would have fitted had it passed the checks: a key too short, say. The
@@ -59,7 +64,7 @@ type Limits struct {
 	// MaxRSABits is the longest RSA modulus, in bits. Default 4096. The
 	// shortest is always 2048.
 	MaxRSABits int
-	// MaxDepth is how deep objects and arrays may nest. A JWK Set itself
+	// MaxDepth is how deep JSON objects and arrays may nest. A JWK Set itself
 	// needs 4. Default 16.
 	MaxDepth int
 }
@@ -122,8 +127,9 @@ type Key struct {
 	State  State
 	Reason string
 
-	// Public is the *rsa.PublicKey or *ecdsa.PublicKey of a Usable key, nil
-	// otherwise. An EC point is on its curve.
+	// Public is the *rsa.PublicKey, *ecdsa.PublicKey, *ecdh.PublicKey (X25519)
+	// or encrypter.X448PublicKey of a Usable key, nil otherwise. An EC point is
+	// on its curve; an X25519 or X448 one is not of low order.
 	Public crypto.PublicKey
 
 	// Type and Curve are the members "kty" and "crv".
@@ -139,16 +145,21 @@ type Key struct {
 	// for a key whose kty or crv is unknown or whose members are malformed.
 	Thumbprint string
 
-	// X5TS256 is the base64url SHA-256 of the certificate's DER, computed
-	// here from x5c[0]; empty if the key carries no certificate. A Usable
+	// X5TS256 and X5T are the base64url SHA-256 and SHA-1 of the certificate's
+	// DER, computed here; empty if the key carries no certificate. A Usable
 	// key's certificate is for this very public key.
-	X5TS256 string
+	X5TS256, X5T string
 	// NotBefore and NotAfter are the certificate's dates; zero without one.
 	NotBefore, NotAfter time.Time
 
 	// Warnings are remarks for the key's owner: each is one line and none of
-	// them keeps the key from being used.
+	// them keeps the key from being used. WarningsAt adds those that depend on
+	// the time.
 	Warnings []string
+
+	// pem says that the key was not in a JWK Set, which changes how it is
+	// spoken of.
+	pem bool
 }
 
 // CertificateError returns nil if the key has no certificate or if at lies
@@ -159,17 +170,49 @@ func (k *Key) CertificateError(at time.Time) error {
 	case k.NotAfter.IsZero():
 		return nil
 	case at.Before(k.NotBefore):
-		return fmt.Errorf("its certificate is not valid before %s: wait, or publish one that is valid now",
-			k.NotBefore.UTC().Format(time.RFC3339))
+		return fmt.Errorf("its certificate is not valid before %s: wait, or %s", date(k.NotBefore), k.otherCertificate())
 	case at.After(k.NotAfter):
-		return fmt.Errorf("its certificate expired at %s: publish a new one, or leave x5c out",
-			k.NotAfter.UTC().Format(time.RFC3339))
+		return fmt.Errorf("its certificate expired at %s: %s", date(k.NotAfter), k.otherCertificate())
 	}
 	return nil
 }
 
+// certificateNotice is how long before its end a certificate is worth a
+// warning: time enough to have a new one issued and published.
+const certificateNotice = 30 * 24 * time.Hour
+
+// WarningsAt returns Warnings and what there is to say at that time about the
+// key's certificate: that it is outside its dates, or has less than 30 days
+// left.
+func (k *Key) WarningsAt(at time.Time) []string {
+	err, left := k.CertificateError(at), k.NotAfter.Sub(at)
+	switch {
+	case err != nil:
+		return append(slices.Clone(k.Warnings), err.Error())
+	case !k.NotAfter.IsZero() && left < certificateNotice:
+		return append(slices.Clone(k.Warnings), fmt.Sprintf("its certificate expires at %s, in %d days: %s",
+			date(k.NotAfter), left/(24*time.Hour), k.otherCertificate()))
+	}
+	return k.Warnings
+}
+
+// otherCertificate says what can be done about a certificate's dates.
+func (k *Key) otherCertificate() string {
+	if k.pem {
+		return "register a new one, or the public key alone"
+	}
+	return "publish a new one, or leave x5c out"
+}
+
+func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
 // String names the key as messages do: its place in the document and its kid.
-func (k *Key) String() string { return keyName(k.Index, k.KeyID) }
+func (k *Key) String() string {
+	if k.pem {
+		return "the PEM key"
+	}
+	return keyName(k.Index, k.KeyID)
+}
 
 func (k *Key) reject(format string, args ...any) {
 	k.State, k.Reason = Rejected, fmt.Sprintf(format, args...)
@@ -183,7 +226,7 @@ func (k *Key) warn(format string, args ...any) {
 	k.Warnings = append(k.Warnings, fmt.Sprintf(format, args...))
 }
 
-// Set is a parsed JWK Set. It is immutable and safe for concurrent use.
+// Set is what was parsed from one document. It is immutable and safe for concurrent use.
 type Set struct {
 	keys []*Key
 }

@@ -127,6 +127,7 @@ func TestThumbprintsOfTheStandards(t *testing.T) {
 		name, key, want string
 	}{
 		{"RFC 7638 section 3.1", `{"kty":"RSA","n":"` + rfc7638N + `","e":"AQAB","alg":"RS256","kid":"2011-04-29"}`, "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"},
+		{"RFC 8037 A.6 and RFC 7748 6.1", `{"kty":"OKP","crv":"X25519","kid":"Bob","x":"3p7bfXt9wbTTW2HC7OQ1Nz-DQ8hbeGdNrfx-FG-IK08"}`, "giQqigT_IKcuzHl0FVJ3k5ts3_TWNAxvsC08UZsfcM8"},
 		{"RFC 8037 A.2 and A.3", `{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}`, "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"},
 	}
 	for _, tt := range tests {
@@ -290,10 +291,10 @@ func TestEmptySetIsNoError(t *testing.T) {
 
 func TestSameKidForDifferentKeysIsAWarning(t *testing.T) {
 	set := parse(t, with(ecJWK(), "kid", "a", "use", "enc"), with(rsaJWK(), "kid", "a", "use", "enc"), with(rsaJWK(), "kid", "a", "use", "sig"))
-	for i, want := range []int{0, 1, 1} {
+	for i, want := range []string{"keys[1]", "keys[2]", "keys[0]"} {
 		k := set.Keys()[i]
-		if k.State != jwks.Usable || len(k.Warnings) != want {
-			t.Errorf("%v: %v, warnings %q, want usable with %d", k, k.State, k.Warnings, want)
+		if k.State != jwks.Usable || len(k.Warnings) != 1 || !strings.Contains(k.Warnings[0], "the same kid as "+want) {
+			t.Errorf("%v: %v, warnings %q, want usable and told of %s", k, k.State, k.Warnings, want)
 		}
 	}
 }
@@ -334,7 +335,9 @@ func TestKeyOfUnknownKindIsSkipped(t *testing.T) {
 		{"empty kty", with(rsaJWK(), "kty", ""), `kty ""`},
 		{"unknown EC curve", with(ecJWK(), "crv", "secp256k1"), `crv "secp256k1"`},
 		{"unknown OKP curve", jwk{"kty": "OKP", "crv": "X9", "x": "AA"}, `crv "X9"`},
-		{"X25519", jwk{"kty": "OKP", "crv": "X25519", "x": "3p7bfXt9wbTTW2HC7OQ1Nz-DQ8hbeGdNrfx-FG-IK08"}, "crv X25519"},
+		{"X25519 as EC", with(x25519JWK(), "kty", "EC"), `crv X25519 belongs to kty "OKP"`},
+		{"P-256 as OKP", with(ecJWK(), "kty", "OKP"), `crv P-256 belongs to kty "EC"`},
+		{"Ed448", jwk{"kty": "OKP", "crv": "Ed448", "x": b64(make([]byte, 57))}, "signatures only"},
 		{"Ed25519", jwk{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}, "signatures only"},
 	})
 }
@@ -371,6 +374,10 @@ func TestMalformedKeyIsRejected(t *testing.T) {
 		{"coordinate above the prime", with(ecJWK(), "x", b64(bytes.Repeat([]byte{255}, 32))), "not on P-256"},
 		{"OKP without x", jwk{"kty": "OKP", "crv": "X25519"}, `no member "x"`},
 		{"X25519 too short", jwk{"kty": "OKP", "crv": "X25519", "x": b64(make([]byte, 31))}, "exactly 32"},
+		{"X25519 too long", jwk{"kty": "OKP", "crv": "X25519", "x": b64(make([]byte, 33))}, "exactly 32"},
+		{"X448 too short", jwk{"kty": "OKP", "crv": "X448", "x": b64(make([]byte, 55))}, "exactly 56"},
+		{"X448 too long", jwk{"kty": "OKP", "crv": "X448", "x": b64(make([]byte, 57))}, "exactly 56"},
+		{"X25519 with padding", with(x25519JWK(), "x", x25519JWK()["x"].(string)+"="), "base64url"},
 		{"x5t#S256 of another length", with(rsaJWK(), "x5t#S256", "AAAA"), "x5t#S256"},
 		{"x5c not an array", with(rsaJWK(), "x5c", "MII="), `"x5c" is not an array`},
 		{"x5c empty", with(rsaJWK(), "x5c", []string{}), "empty"},
@@ -407,6 +414,7 @@ func TestWarnings(t *testing.T) {
 		{"no use", rsaJWK(), `"use": "enc"`},
 		{"x5u", with(rsaJWK(), "use", "enc", "x5u", "https://example.com/cert"), "x5u"},
 		{"mixed key_ops", with(rsaJWK(), "key_ops", []string{"encrypt", "verify"}), "signing and encryption"},
+		{"no use on X25519", x25519JWK(), `"use": "enc"`},
 		{"exponent 3", with(rsaJWK(), "use", "enc", "e", "Aw"), "exponent is 3"},
 	}
 	for _, tt := range tests {

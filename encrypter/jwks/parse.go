@@ -20,7 +20,7 @@ func Parse(document []byte, limits Limits) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	check := rsaCheck{maxBits: limits.MaxRSABits, products: primeProducts(smallPrimeBound)}
+	check := newRSACheck(limits)
 	set := &Set{keys: make([]*Key, 0, len(raw))}
 	for i, m := range raw {
 		set.keys = append(set.keys, newKey(i, m, check))
@@ -115,7 +115,7 @@ func (k *Key) checkMembers() {
 func (s *Set) checkKeyIDs() error {
 	type label struct{ kid, kty, alg, use string }
 	labels := make(map[label]int, len(s.keys))
-	kids := make(map[string]*Key, len(s.keys))
+	kids := make(map[string][]*Key, len(s.keys))
 	for _, k := range s.keys {
 		if k.KeyID == "" {
 			continue
@@ -126,11 +126,15 @@ func (s *Set) checkKeyIDs() error {
 				ErrRejected, first, k.Index, quote(k.KeyID))
 		}
 		labels[l] = k.Index
-		if first, ok := kids[k.KeyID]; ok {
-			k.warn("it has the same kid as keys[%d]: give each key a kid of its own", first.Index)
-			continue
+		kids[k.KeyID] = append(kids[k.KeyID], k)
+	}
+	for _, same := range kids {
+		for i, k := range same {
+			if len(same) > 1 {
+				other := same[(i+1)%len(same)]
+				k.warn("it has the same kid as keys[%d], with another kty, alg or use: give each key a kid of its own", other.Index)
+			}
 		}
-		kids[k.KeyID] = k
 	}
 	return nil
 }

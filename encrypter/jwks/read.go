@@ -27,7 +27,7 @@ func kindOf(name string) memberKind {
 	switch name {
 	case "d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv":
 		return secretMember
-	case "kty", "kid", "use", "alg", "crv", "x", "y", "n", "e", "x5u", "x5t#S256":
+	case "kty", "kid", "use", "alg", "crv", "x", "y", "n", "e", "x5u", "x5t", "x5t#S256":
 		return stringMember
 	case "key_ops", "x5c":
 		return listMember

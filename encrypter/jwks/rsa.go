@@ -14,7 +14,7 @@ const (
 	usualExponent   = 65537
 )
 
-// setRSA reads an RSA key (RFC 7518, section 6.3.1) and checks its strength.
+// setRSA reads an RSA key (RFC 7518, section 6.3.1).
 func (k *Key) setRSA(m members, check rsaCheck) {
 	n, err := k.unsigned(m, "n")
 	if err != nil {
@@ -26,6 +26,11 @@ func (k *Key) setRSA(m members, check rsaCheck) {
 		k.reject("%s", err)
 		return
 	}
+	k.setModulus(n, e, check)
+}
+
+// setModulus sets the public key if it passes the checks.
+func (k *Key) setModulus(n, e *big.Int, check rsaCheck) {
 	k.Thumbprint = thumbprint([2]string{"e", encode(e.Bytes())}, [2]string{"kty", "RSA"}, [2]string{"n", encode(n.Bytes())})
 	if err := check.key(n, e); err != nil {
 		k.reject("%s", err)
@@ -58,6 +63,10 @@ func (k *Key) unsigned(m members, name string) (*big.Int, error) {
 type rsaCheck struct {
 	maxBits  int
 	products []primeProduct
+}
+
+func newRSACheck(limits Limits) rsaCheck {
+	return rsaCheck{maxBits: limits.MaxRSABits, products: primeProducts(smallPrimeBound)}
 }
 
 // key returns why an RSA public key must not be used, or nil. The cheap checks

@@ -16,6 +16,8 @@ func unfitType(alg encrypter.KeyAlgorithm, kty, crv string) string {
 	switch types, curves := alg.KeyTypes(), alg.Curves(); {
 	case !alg.Known():
 		return fmt.Sprintf("alg %s is not known here", quote(string(alg)))
+	case alg.Symmetric():
+		return fmt.Sprintf("alg %s takes the client's secret, not a public key", alg)
 	case kty != "" && !slices.Contains(types, kty):
 		return fmt.Sprintf("its kty is %s, and alg %s needs %s", quote(kty), alg, strings.Join(types, " or "))
 	case len(curves) > 0 && crv != "" && !slices.Contains(curves, crv):
