@@ -2,6 +2,7 @@ package keycache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"sync"
@@ -16,13 +17,22 @@ import (
 // clientKey names a client.
 type clientKey struct{ issuer, clientID string }
 
+// entryKey names what is in memory of a client. Its logout tokens have an entry
+// of their own, made when the first is asked for: they are encrypted as its ID
+// tokens are, under a header that few clients ever see.
+type entryKey struct {
+	clientKey
+	logout bool
+}
+
 // client is one registered client in memory. What it keeps of the registration
 // is what issuing needs; the documents stay in the store.
 type client struct {
-	settings   []registry.Setting
-	maxRSABits int    // that the issuer allows; 0 for no bound of its own
-	uri        string // of the key set, or empty
-	fixed      []pick // one for each setting, for keys that do not come from a URL
+	settings []registry.Setting
+	rules    rules
+	uri      string      // of the key set, or empty
+	fixed    []pick      // one for each setting, if uri is empty
+	secret   *secretKeys // nil if nothing is kept of the client's secret
 
 	// source is where the set of uri was found last.
 	source atomic.Pointer[source]
@@ -34,6 +44,7 @@ type client struct {
 
 // find returns the place of the setting for a kind of token.
 func (c *client) find(kind registry.TokenKind) (int, error) {
+	kind = kind.SettingKind()
 	for i := range c.settings {
 		if c.settings[i].Kind == kind {
 			return i, nil
@@ -47,7 +58,7 @@ func (c *client) choose(set *keySet) []pick {
 	if p := c.latest.Load(); p != nil && p.from == set {
 		return p.of
 	}
-	p := &picks{from: set, of: choose(c.settings, set.parsed(), c.maxRSABits)}
+	p := &picks{from: set, of: c.rules.chooseAll(c.settings, set.parsed())}
 	c.latest.Store(p)
 	return p.of
 }
@@ -66,44 +77,99 @@ type pick struct {
 	err        error // ErrUnusable if no key fits
 }
 
-func choose(settings []registry.Setting, set *jwks.Set, maxRSABits int) []pick {
+// rules are what holds for all settings of a client.
+type rules struct {
+	// minRSABits and maxRSABits are the issuer's own bounds; 0 for none.
+	minRSABits, maxRSABits int
+	// legacy and x5t are those of the registration.
+	legacy, x5t bool
+	// secret says that the registration keeps what its settings need of the
+	// client's secret.
+	secret bool
+	// logout says that the recipients are for logout tokens, and iss is the
+	// issuer's URL that those have in their header.
+	logout bool
+	iss    string
+}
+
+// rules are what a registration and its issuer ask of keys.
+func (c *Cache) rules(reg *registry.Registration, logout bool) rules {
+	r := rules{
+		minRSABits: c.cfg.MinRSABits(reg.Issuer), maxRSABits: c.cfg.MaxRSABits(reg.Issuer),
+		legacy: reg.Legacy, x5t: reg.X5T, secret: reg.Source.Secret != nil, logout: logout,
+	}
+	if logout {
+		r.iss = c.cfg.IssuerURL(reg.Issuer)
+	}
+	return r
+}
+
+// want is what a setting asks of a key. A certificate has to be valid at a time
+// that is not zero.
+func (r rules) want(s registry.Setting, certificateAt time.Time) jwks.Want {
+	return jwks.Want{
+		Algorithm: encrypter.KeyAlgorithm(s.EncryptionAlgorithm), KeyID: s.KeyID,
+		MinRSABits: r.minRSABits, MaxRSABits: r.maxRSABits, CertificateAt: certificateAt,
+	}
+}
+
+// chooseAll chooses from a set, nil for none, for all settings.
+func (r rules) chooseAll(settings []registry.Setting, set *jwks.Set) []pick {
 	all := make([]pick, len(settings))
 	for i, s := range settings {
-		all[i], _ = chooseOne(s, set, jwks.Want{MaxRSABits: maxRSABits})
+		all[i], _ = r.choose(s, set, time.Time{})
 	}
 	return all
 }
 
-// chooseOne chooses the key for a setting and prepares its recipient. What
-// holds for the keys of all settings stands in w.
-func chooseOne(s registry.Setting, set *jwks.Set, w jwks.Want) (pick, *jwks.Key) {
-	if s.EncryptionAlgorithm == "" {
+// choose chooses the public key for a setting and prepares its recipient. The
+// pick of one that takes the client's secret is empty, if there is one.
+func (r rules) choose(s registry.Setting, set *jwks.Set, certificateAt time.Time) (pick, *jwks.Key) {
+	switch {
+	case s.EncryptionAlgorithm == "", symmetric(s) && r.secret:
 		return pick{}, nil
-	}
-	if set == nil {
+	case symmetric(s):
+		return pick{err: fmt.Errorf("%w: %s takes the client's secret, and the registration keeps none", ErrUnusable, s.EncryptionAlgorithm)}, nil
+	case set == nil:
 		return pick{err: fmt.Errorf("%w: the registration has no key source", ErrUnusable)}, nil
 	}
-	key, err := set.Choose(want(s, w))
+	key, err := set.Choose(r.want(s, certificateAt))
 	if err != nil {
 		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}, nil
 	}
-	recipient, err := encrypter.NewRecipient(encrypter.RecipientConfig{
-		Key:               key.Public,
-		KeyID:             key.KeyID,
-		Algorithm:         encrypter.KeyAlgorithm(s.EncryptionAlgorithm),
-		ContentEncryption: encrypter.ContentEncryption(s.ContentEncryption),
-		X5TS256:           key.X5TS256,
-	})
-	if err != nil {
-		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}, nil
+	cfg := encrypter.RecipientConfig{Key: key.Public, KeyID: key.KeyID, X5TS256: key.X5TS256}
+	if r.x5t {
+		cfg.X5T = key.X5T
 	}
-	return pick{recipient: recipient, thumbprint: key.Thumbprint}, key
+	p := r.prepare(s, cfg)
+	if p.err != nil {
+		return p, nil
+	}
+	p.thumbprint = key.Thumbprint
+	return p, key
 }
 
-// want is w with what a setting asks of a key.
-func want(s registry.Setting, w jwks.Want) jwks.Want {
-	w.Algorithm, w.KeyID = encrypter.KeyAlgorithm(s.EncryptionAlgorithm), s.KeyID
-	return w
+// prepare makes the recipient of a setting from its key, which cfg has.
+func (r rules) prepare(s registry.Setting, cfg encrypter.RecipientConfig) pick {
+	cfg.Algorithm, cfg.ContentEncryption = encrypter.KeyAlgorithm(s.EncryptionAlgorithm), encrypter.ContentEncryption(s.ContentEncryption)
+	switch {
+	case (cfg.Algorithm.Legacy() || cfg.ContentEncryption.Legacy()) && !r.legacy:
+		return pick{err: fmt.Errorf("%w: %s with %s is only for clients that are registered as legacy", ErrUnusable, cfg.Algorithm, cfg.ContentEncryption)}
+	case r.logout && r.iss == "":
+		return pick{err: fmt.Errorf("%w: a logout token names its issuer in the header, and the issuer's URL is not known", ErrUnusable)}
+	}
+	cfg.Issuer = r.iss
+	recipient, err := encrypter.NewRecipient(cfg)
+	if err != nil {
+		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}
+	}
+	return pick{recipient: recipient}
+}
+
+// symmetric reports whether a setting encrypts with a key derived from the
+// client's secret.
+func symmetric(s registry.Setting) bool {
+	return encrypter.KeyAlgorithm(s.EncryptionAlgorithm).Symmetric()
 }
 
 // changes counts the changes of clients, by slots that a client's name hashes
@@ -128,36 +194,46 @@ func (s *changeSlot) now() uint64 {
 	return s.count
 }
 
+// refusal is why a client is not served, whoever asks, for a moment.
+type refusal struct {
+	until time.Time
+	err   error // registry.ErrNotFound or registry.ErrTampered
+}
+
 // client returns the client from memory, else from the store. However many ask
 // for one client, the store is asked once.
-func (c *Cache) client(ctx context.Context, key clientKey) (*client, error) {
+func (c *Cache) client(ctx context.Context, key entryKey) (*client, error) {
 	if cl, ok := c.clients.GetIfPresent(key); ok {
 		return cl, nil
 	}
-	if until, ok := c.unknown.GetIfPresent(key); ok && time.Now().Before(until) {
-		return nil, registry.ErrNotFound
+	if r, ok := c.refused.GetIfPresent(key.clientKey); ok && time.Now().Before(r.until) {
+		return nil, r.err
 	}
 	return c.clientLoads.do(ctx, key, c.start, func() (*client, error) { return c.loadClient(key) })
 }
 
 // loadClient reads a client for all who wait for it, so it lives by the
 // cache's context and not by the context of one of them.
-func (c *Cache) loadClient(key clientKey) (*client, error) {
+func (c *Cache) loadClient(key entryKey) (*client, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.FetchTimeout)
 	defer cancel()
 
-	slot := c.changes.of(key)
+	slot := c.changes.of(key.clientKey)
 	before := slot.now()
 	reg, err := c.cfg.Store.Get(ctx, key.issuer, key.clientID)
-	if err == nil && reg.Deleted {
+	switch {
+	case err == nil && reg.Deleted:
 		err = registry.ErrNotFound
-	}
-	if err != nil && !isNotFound(err) {
+	case isNotFound(err):
+		err = registry.ErrNotFound // without what the store says beside it
+	case errors.Is(err, registry.ErrTampered):
+		c.cfg.Logger.ErrorContext(ctx, "stored registration refused: somebody changed the store", "issuer", key.issuer, "client_id", key.clientID, "error", err)
+	case err != nil:
 		return nil, storeError(err)
 	}
 	var cl *client
 	if err == nil {
-		cl = c.newClient(reg)
+		cl = c.newClient(reg, key.logout)
 	}
 
 	slot.mu.Lock()
@@ -167,28 +243,37 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 	case cl != nil && !changed:
 		c.clients.Set(key, cl)
 	case cl == nil && !changed:
-		c.unknown.Set(key, time.Now().Add(unknownFor))
+		c.refused.Set(key.clientKey, refusal{until: time.Now().Add(refusedFor), err: err})
 	}
 	if cl == nil {
-		return nil, registry.ErrNotFound
+		return nil, err
 	}
 	return cl, nil
 }
 
-func (c *Cache) newClient(reg *registry.Registration) *client {
-	cl := &client{settings: reg.Settings, maxRSABits: c.cfg.MaxRSABits(reg.Issuer), uri: reg.Source.JWKSURI}
+// newClient prepares all that needs neither a fetch nor the client's secret.
+func (c *Cache) newClient(reg *registry.Registration, logout bool) *client {
+	cl := &client{settings: reg.Settings, rules: c.rules(reg, logout), uri: reg.Source.JWKSURI}
+	if logout {
+		cl.settings = nil
+		if s, ok := reg.Setting(registry.LogoutToken); ok {
+			cl.settings = []registry.Setting{s}
+		}
+	}
+	cl.secret = c.newSecretKeys(reg, cl.settings)
 	if cl.uri != "" {
 		return cl
 	}
 	set, err := c.staticSet(reg)
 	if err == nil {
-		cl.fixed = choose(reg.Settings, set, cl.maxRSABits)
+		cl.fixed = cl.rules.chooseAll(cl.settings, set)
 		return cl
 	}
 	// It was good when it was registered; the limits have become stricter. A
-	// token that is only signed needs no key.
-	cl.fixed = make([]pick, len(reg.Settings))
-	for i, s := range reg.Settings {
+	// token that is only signed needs no key, nor does one that takes the
+	// client's secret need this one.
+	cl.fixed = make([]pick, len(cl.settings))
+	for i, s := range cl.settings {
 		if s.EncryptionAlgorithm != "" {
 			cl.fixed[i].err = err
 		}
@@ -196,15 +281,24 @@ func (c *Cache) newClient(reg *registry.Registration) *client {
 	return cl
 }
 
-// staticSet parses the key set that was registered as it is, nil if there is
-// none. Its error is ErrUnusable.
-func (c *Cache) staticSet(reg *registry.Registration) (*jwks.Set, error) {
-	if len(reg.Source.JWKS) == 0 {
-		return nil, nil
+// parseSet parses the keys that were registered as they are, nil if there are
+// none. Its errors are those of package jwks.
+func (c *Cache) parseSet(source registry.Source) (*jwks.Set, error) {
+	switch {
+	case len(source.JWKS) > 0:
+		return jwks.Parse(source.JWKS, c.cfg.Limits)
+	case len(source.PEM) > 0:
+		return jwks.ParsePEM(source.PEM, c.cfg.Limits)
 	}
-	set, err := jwks.Parse(reg.Source.JWKS, c.cfg.Limits)
+	return nil, nil
+}
+
+// staticSet is parseSet for a registration that is in force. Its error is
+// ErrUnusable.
+func (c *Cache) staticSet(reg *registry.Registration) (*jwks.Set, error) {
+	set, err := c.parseSet(reg.Source)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the registered JWK Set: %w", ErrUnusable, err)
+		return nil, fmt.Errorf("%w: the registered key: %w", ErrUnusable, err)
 	}
 	return set, nil
 }
@@ -218,7 +312,9 @@ func (c *Cache) Invalidate(issuer, clientID string) {
 	slot.mu.Lock()
 	defer slot.mu.Unlock()
 	slot.count++
-	c.clientLoads.forget(key)
-	c.clients.Invalidate(key)
-	c.unknown.Invalidate(key)
+	for _, logout := range []bool{false, true} {
+		c.clientLoads.forget(entryKey{key, logout})
+		c.clients.Invalidate(entryKey{key, logout})
+	}
+	c.refused.Invalidate(key)
 }

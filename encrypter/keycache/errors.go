@@ -9,14 +9,15 @@ import (
 	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
-// Errors of the cache. Those of the registry pass through it unchanged.
+// Errors of the cache. Those of the registry pass through it unchanged: a
+// registration that fails its authentication is registry.ErrTampered.
 var (
 	// ErrNoSetting: the client is registered, and not for this kind of token.
 	// Its registration must be changed.
 	ErrNoSetting = errors.New("the client has no setting for this kind of token")
 
-	// ErrUnusable: no key in the client's set fits its setting. The client has
-	// to publish another key, or its registration must be changed.
+	// ErrUnusable: no key of the client fits its setting. The client has to
+	// publish another key, or its registration must be changed.
 	ErrUnusable = errors.New("no key of the client fits its setting")
 
 	// ErrUnavailable: the client's keys were to be fetched and could not be.
@@ -25,7 +26,8 @@ var (
 	ErrUnavailable = errors.New("the client's keys could not be fetched")
 
 	// ErrExpired: the last good set is older than the bound and cannot be
-	// refreshed. The client's host has to be repaired.
+	// refreshed: the client's host has to be repaired. Or, as a
+	// *SecretExpiredError, the client's secret is out of use.
 	ErrExpired = errors.New("the client's keys are too old to be used and could not be refreshed")
 
 	// ErrLimited: this key set was fetched only a moment ago. Try again later.
@@ -52,6 +54,20 @@ func (e *FetchError) Error() string {
 }
 
 func (e *FetchError) Unwrap() error { return e.Err }
+
+// SecretExpiredError is ErrExpired for a client's secret: its keys, and what is
+// signed with it, are no longer to be used. The client's new secret has to be
+// registered.
+type SecretExpiredError struct {
+	// ExpiredAt is the registered end of the secret.
+	ExpiredAt time.Time
+}
+
+func (e *SecretExpiredError) Error() string {
+	return "the client's secret expired at " + e.ExpiredAt.UTC().Format(time.RFC3339) + ": register the client's new secret"
+}
+
+func (e *SecretExpiredError) Unwrap() error { return ErrExpired }
 
 // LimitError is ErrLimited with the time to wait.
 type LimitError struct {

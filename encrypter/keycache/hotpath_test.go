@@ -7,31 +7,41 @@ import (
 	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
-// static and fetched name clients in the caches of benchmarks.
+// static, fetched and secret name clients in the caches of benchmarks, by where
+// their keys come from.
 const (
 	static  = "static"
 	fetched = "fetched"
+	secret  = "secret"
 )
 
-// warmCache is a cache with two clients that have been used.
+// warmCache is a cache with clients that have been used.
 func warmCache(t testing.TB) *Cache {
 	t.Helper()
 	store := newMemStore()
 	h := &hosts{answers: map[string]answer{uri: fresh(set("k1"), time.Hour)}}
-	c, err := New(Config{Store: store, Fetcher: h})
+	v := newVault()
+	c, err := New(Config{Store: store, Fetcher: h, Secrets: v.keeper(), IssuerURL: issuerURL})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	for _, reg := range []registry.Registration{withSet(static, set("k1")), withURI(fetched, uri)} {
+	derived := v.withSecret(secret, clientSecret, time.Now().Add(time.Hour),
+		registry.Setting{Kind: idToken, SigningAlgorithm: "HS256", EncryptionAlgorithm: "A256KW", ContentEncryption: "A256GCM"})
+	for _, reg := range []registry.Registration{withSet(static, set("k1")), withURI(fetched, uri), derived} {
 		if _, err := store.Put(t.Context(), reg, 0); err != nil {
 			t.Fatal(err)
 		}
 		for range 100 {
-			if _, err := c.Recipient(t.Context(), issuer, reg.ClientID, idToken); err != nil {
-				t.Fatal(err)
+			for _, kind := range []registry.TokenKind{idToken, registry.LogoutToken} {
+				if _, err := c.Recipient(t.Context(), issuer, reg.ClientID, kind); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
+	}
+	if _, err := c.SigningSecret(t.Context(), issuer, secret); err != nil {
+		t.Fatal(err)
 	}
 	return c
 }
@@ -39,22 +49,32 @@ func warmCache(t testing.TB) *Cache {
 func TestWarmClientAllocatesNothing(t *testing.T) {
 	c := warmCache(t)
 	ctx := t.Context()
-	for _, id := range []string{static, fetched} {
-		got := testing.AllocsPerRun(1000, func() {
-			if _, err := c.Recipient(ctx, issuer, id, idToken); err != nil {
-				t.Error(err)
+	for _, id := range []string{static, fetched, secret} {
+		for _, kind := range []registry.TokenKind{idToken, registry.LogoutToken} {
+			got := testing.AllocsPerRun(1000, func() {
+				if _, err := c.Recipient(ctx, issuer, id, kind); err != nil {
+					t.Error(err)
+				}
+			})
+			if got != 0 {
+				t.Errorf("%s %s: %v allocations, want none", id, kind, got)
 			}
-		})
-		if got != 0 {
-			t.Errorf("%s: %v allocations, want none", id, got)
 		}
+	}
+	got := testing.AllocsPerRun(1000, func() {
+		if _, err := c.SigningSecret(ctx, issuer, secret); err != nil {
+			t.Error(err)
+		}
+	})
+	if got != 0 {
+		t.Errorf("signing secret: %v allocations, want none", got)
 	}
 }
 
 func BenchmarkRecipient(b *testing.B) {
 	c := warmCache(b)
 	ctx := b.Context()
-	for _, id := range []string{static, fetched} {
+	for _, id := range []string{static, fetched, secret} {
 		b.Run(id, func(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {

@@ -15,6 +15,13 @@
 // store, where the last good set is kept as well: a process that restarts
 // while a client's host is down still encrypts to it.
 //
+// Keys that are derived from a client's secret are opened when the first token
+// needs them, which may ask the backend that wraps data keys, and stay ready
+// after that; the secret itself stays in memory only where tokens are signed
+// with it. They have no kid and no thumbprint, as a hash of such a key lets its
+// secret be guessed. A secret has an end of its own, which stops those settings
+// that need it and no other.
+//
 // All clients of one URL share one source, and one fetch of it is under way at
 // a time, however many ask. A host that hangs delays nobody else's refreshes:
 // those of one host, and those of URLs that failed before, have only a share
@@ -77,11 +84,18 @@ type Config struct {
 	Policy Policy
 	// Limits bound what a key set may be.
 	Limits jwks.Limits
-	// MaxRSABits is the longest RSA modulus an issuer allows, in bits. Default:
-	// what Limits allow, for every issuer.
-	MaxRSABits func(issuer string) int
-	// MaxClients is how many clients are kept ready, and how many key sets.
-	// Default 100 000.
+	// MinRSABits and MaxRSABits are the shortest and the longest RSA modulus
+	// an issuer allows, in bits. Default: what Limits allow, for every issuer.
+	MinRSABits, MaxRSABits func(issuer string) int
+	// IssuerURL is an issuer's URL, the claim "iss" of its tokens, which
+	// encrypted logout tokens have in their header. Default: none is known, and
+	// logout tokens are refused as ErrUnusable.
+	IssuerURL func(issuer string) string
+	// Secrets opens what is kept of clients' secrets. Default: none, and what
+	// needs a secret is refused as ErrUnusable.
+	Secrets Secrets
+	// MaxClients is how many clients are kept ready, and how many key sets. A
+	// client that gets encrypted logout tokens counts twice. Default 100 000.
 	MaxClients int
 	// FetchTimeout bounds one fetch and one access to the store. Default 5
 	// seconds.
@@ -126,8 +140,13 @@ func (c *Config) setDefaults() error {
 	if c.MaxClients < 0 || c.Fetchers < 0 {
 		return errors.New("keycache: a number is negative; leave it at zero for its default")
 	}
-	if c.MaxRSABits == nil {
-		c.MaxRSABits = func(string) int { return 0 }
+	for _, bits := range []*func(string) int{&c.MinRSABits, &c.MaxRSABits} {
+		if *bits == nil {
+			*bits = func(string) int { return 0 }
+		}
+	}
+	if c.IssuerURL == nil {
+		c.IssuerURL = func(string) string { return "" }
 	}
 	if c.MaxClients == 0 {
 		c.MaxClients = 100_000
@@ -148,12 +167,13 @@ func (c *Config) setDefaults() error {
 // Cache holds clients' recipients. It is safe for concurrent use.
 type Cache struct {
 	cfg     Config
-	clients *otter.Cache[clientKey, *client]
-	unknown *otter.Cache[clientKey, time.Time] // until when a client counts as unknown
+	clients *otter.Cache[entryKey, *client]
+	refused *otter.Cache[clientKey, refusal]
 	changes changes
 	sources *sources
 
-	clientLoads loads[clientKey, *client]
+	clientLoads loads[entryKey, *client]
+	secretLoads loads[*client, *openedSecret]
 	sourceLoads loads[string, *source]
 
 	// ctx ends with Close; work that outlives its caller lives by it.
@@ -166,12 +186,12 @@ type Cache struct {
 }
 
 const (
-	// unknownFor is how long a client that is not in the store is remembered
-	// as unknown, so that asking for it costs nothing. It bounds how late a
-	// registration made elsewhere is seen.
-	unknownFor = time.Second
-	// maxUnknown is how many are remembered.
-	maxUnknown = 10_000
+	// refusedFor is how long a client that is not in the store, or whose record
+	// fails its authentication, is remembered, so that asking for it costs
+	// nothing. It bounds how late a registration made elsewhere is seen.
+	refusedFor = time.Second
+	// maxRefused is how many are remembered.
+	maxRefused = 10_000
 )
 
 // New makes a Cache. The caller starts Run for refreshes in the background,
@@ -180,16 +200,16 @@ func New(cfg Config) (*Cache, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	clients, err := otter.New(&otter.Options[clientKey, *client]{MaximumSize: cfg.MaxClients})
+	clients, err := otter.New(&otter.Options[entryKey, *client]{MaximumSize: cfg.MaxClients})
 	if err != nil {
 		return nil, fmt.Errorf("keycache: %w", err)
 	}
-	unknown, err := otter.New(&otter.Options[clientKey, time.Time]{MaximumSize: maxUnknown})
+	refused, err := otter.New(&otter.Options[clientKey, refusal]{MaximumSize: maxRefused})
 	if err != nil {
 		return nil, fmt.Errorf("keycache: %w", err)
 	}
 	c := &Cache{
-		cfg: cfg, clients: clients, unknown: unknown, sources: newSources(cfg.MaxClients),
+		cfg: cfg, clients: clients, refused: refused, sources: newSources(cfg.MaxClients),
 		changes: changes{seed: maphash.MakeSeed()},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -205,7 +225,7 @@ func (c *Cache) Close() {
 	c.startMu.Unlock()
 	c.work.Wait()
 	c.clients.StopAllGoroutines()
-	c.unknown.StopAllGoroutines()
+	c.refused.StopAllGoroutines()
 }
 
 // start runs f on a goroutine that Close waits for. It reports false, and runs
@@ -222,27 +242,31 @@ func (c *Cache) start(f func()) bool {
 
 // Recipient is what the cache knows of one client for one kind of token.
 type Recipient struct {
-	// Setting is how tokens of this kind are made for the client.
+	// Setting is how tokens of this kind are made for the client. Its Kind is
+	// the one that was registered: that of a logout token's is ID_TOKEN.
 	Setting registry.Setting
 	// Recipient encrypts to the client. It is nil if the setting says that
 	// tokens of this kind are signed only.
 	*encrypter.Recipient
-	// Thumbprint is the RFC 7638 SHA-256 thumbprint of the client's key.
+	// Thumbprint is the RFC 7638 SHA-256 thumbprint of the client's public key.
+	// It is empty for a key that is derived from the client's secret: with it
+	// the secret could be guessed off line.
 	Thumbprint string
 	// Stale says that the key set is past its freshness.
 	Stale bool
 	// FetchedAt is when the set was last fetched or confirmed; zero for keys
-	// that were registered as they are.
+	// that do not come from a URL.
 	FetchedAt time.Time
 }
 
 // Recipient returns the client's recipient for tokens of the given kind. For a
 // client in memory it neither waits nor allocates; it waits for a fetch only
-// if no set of the client may be used. Errors: registry.ErrNotFound,
-// ErrNoSetting, ErrUnusable, ErrUnavailable and ErrExpired (as a *FetchError),
-// registry.ErrUnavailable, or the context's.
+// if no set of the client may be used, and for its secret to be opened only
+// once. Errors: registry.ErrNotFound, registry.ErrTampered, ErrNoSetting,
+// ErrUnusable, ErrUnavailable (as a *FetchError), ErrExpired (as a *FetchError
+// or a *SecretExpiredError), registry.ErrUnavailable, or the context's.
 func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (Recipient, error) {
-	cl, err := c.client(ctx, clientKey{issuer, clientID})
+	cl, err := c.client(ctx, entryKey{clientKey{issuer, clientID}, kind == registry.LogoutToken})
 	if err != nil {
 		return Recipient{}, err
 	}
@@ -255,6 +279,12 @@ func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind reg
 	switch {
 	case r.Setting.EncryptionAlgorithm == "":
 		return r, nil
+	case cl.takesSecret(i):
+		opened, err := c.open(ctx, cl)
+		if err != nil {
+			return Recipient{}, err
+		}
+		p = opened.picks[i]
 	case cl.uri == "":
 		p = cl.fixed[i]
 	default:
@@ -290,10 +320,11 @@ func (c *Cache) state(ctx context.Context, cl *client, now time.Time) (*setState
 }
 
 // Setting returns how tokens of the given kind are made for the client. It
-// needs none of the client's keys. Errors: registry.ErrNotFound, ErrNoSetting,
-// registry.ErrUnavailable, or the context's.
+// needs none of the client's keys. Errors: registry.ErrNotFound,
+// registry.ErrTampered, ErrNoSetting, registry.ErrUnavailable, or the
+// context's.
 func (c *Cache) Setting(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (registry.Setting, error) {
-	cl, err := c.client(ctx, clientKey{issuer, clientID})
+	cl, err := c.client(ctx, entryKey{clientKey: clientKey{issuer, clientID}})
 	if err != nil {
 		return registry.Setting{}, err
 	}
@@ -306,7 +337,8 @@ func (c *Cache) Setting(ctx context.Context, issuer, clientID string, kind regis
 
 // Stats counts what the cache holds.
 type Stats struct {
-	// Clients and KeySets are how many are in memory.
+	// Clients and KeySets are how many are in memory. A client that gets
+	// encrypted logout tokens counts twice.
 	Clients, KeySets int
 }
 

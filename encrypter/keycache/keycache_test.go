@@ -227,14 +227,14 @@ func TestRegistrationIsSeenRightAfterAnUnknownLookUp(t *testing.T) {
 
 func TestUnknownClientsAreBounded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		for i := range 3 * maxUnknown {
+		for i := range 3 * maxRefused {
 			if _, err := w.recipient(fmt.Sprint("nobody-", i)); !errors.Is(err, registry.ErrNotFound) {
 				t.Fatal(err)
 			}
 		}
-		w.unknown.CleanUp()
-		if got := w.unknown.EstimatedSize(); got > maxUnknown {
-			t.Errorf("%d remembered, want at most %d", got, maxUnknown)
+		w.refused.CleanUp()
+		if got := w.refused.EstimatedSize(); got > maxRefused {
+			t.Errorf("%d remembered, want at most %d", got, maxRefused)
 		}
 	})
 }
@@ -262,7 +262,7 @@ func TestLookUpRacingWithAChangeLeavesNothingBehind(t *testing.T) {
 			if r := w.mustUse("app"); kid(r) != "new" {
 				t.Errorf("%s: got key %q after an old look-up has ended, want new", name, kid(r))
 			}
-			if _, ok := w.unknown.GetIfPresent(clientKey{issuer, "app"}); ok {
+			if _, ok := w.refused.GetIfPresent(clientKey{issuer, "app"}); ok {
 				t.Errorf("%s: remembered as unknown", name)
 			}
 		})
@@ -438,7 +438,7 @@ func TestCheck(t *testing.T) {
 		"private member":     {withSet("app", private), nil, jwks.ErrRejected},
 		"not JSON":           {withSet("app", []byte("<html>")), nil, jwks.ErrRejected},
 		"no usable key":      {withSet("app", set("sig-1")), nil, ErrUnusable},
-		"no key source":      {withSet("app", nil), nil, ErrUnusable},
+		"no key source":      {withSet("app", nil), nil, registry.ErrInvalid},
 		"URL, no usable key": {withURI("app", uri), fresh(set("sig-1"), 0), ErrUnusable},
 		// What is wrong with an answer is not told apart from none.
 		"URL, private member": {withURI("app", uri), fresh(private, 0), ErrUnavailable},
@@ -520,7 +520,7 @@ func TestLapsedCertificateIsRefusedOnlyAtRegistration(t *testing.T) {
 			t.Fatal(err)
 		}
 		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-			SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
+			SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().Add(60 * day),
 		}, &x509.Certificate{SerialNumber: big.NewInt(1)}, &key.PublicKey, key)
 		if err != nil {
 			t.Fatal(err)
@@ -546,7 +546,20 @@ func TestLapsedCertificateIsRefusedOnlyAtRegistration(t *testing.T) {
 				t.Errorf("%s: got warnings %q, want none", reg.ClientID, s.Warnings)
 			}
 		}
-		w.sleep(90 * time.Minute)
+		w.sleep(31 * day)
+		for _, reg := range regs {
+			checked, err := w.Check(t.Context(), &reg)
+			if err != nil {
+				t.Fatalf("%s: %v", reg.ClientID, err)
+			}
+			w.mustUse(reg.ClientID)
+			for _, s := range []*Status{checked, w.status(reg.ClientID)} {
+				if s.State != Ready || len(s.Warnings) != 2 || !strings.Contains(s.Warnings[0], "in 29 days") {
+					t.Errorf("%s: got %+v, want Ready with a warning for each kind that the end is near", reg.ClientID, s)
+				}
+			}
+		}
+		w.sleep(30 * day)
 		for _, reg := range regs {
 			if _, err := w.Check(t.Context(), &reg); !errors.Is(err, jwks.ErrKeyRejected) {
 				t.Errorf("%s: got %v at a registration, want ErrKeyRejected", reg.ClientID, err)

@@ -32,6 +32,9 @@ const (
 	idToken  = registry.TokenKind("ID_TOKEN")
 	userinfo = registry.TokenKind("USERINFO")
 	uri      = "https://client.example/jwks"
+	iss      = "https://login.example.com"
+
+	day = 24 * time.Hour
 )
 
 // world is a cache with a store in memory and hosts that do what a test says.
@@ -42,15 +45,16 @@ type world struct {
 	store *memStore
 	hosts *hosts
 	logs  *logs
+	vault *vault
 }
 
 // inWorld runs a test on a clock of its own, with the cache's Run under way.
 func inWorld(t *testing.T, test func(t *testing.T, w *world), edit ...func(*Config)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, store: newMemStore(), hosts: &hosts{answers: make(map[string]answer)}, logs: &logs{}}
+		w := &world{t: t, store: newMemStore(), hosts: &hosts{answers: make(map[string]answer)}, logs: &logs{}, vault: newVault()}
 		w.cfg = Config{
-			Store: w.store, Fetcher: w.hosts,
+			Store: w.store, Fetcher: w.hosts, IssuerURL: issuerURL, Secrets: w.vault.keeper(),
 			Logger: slog.New(slog.NewJSONHandler(w.logs, nil)),
 		}
 		for _, e := range edit {
@@ -59,6 +63,13 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world), edit ...func(*Conf
 		w.restart()
 		test(t, w)
 	})
+}
+
+func issuerURL(name string) string {
+	if name == issuer {
+		return iss
+	}
+	return ""
 }
 
 // restart starts a new cache over the same store.
@@ -328,6 +339,20 @@ func (l *logs) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lines.Write(p)
+}
+
+// errors returns the messages of the lines that are errors.
+func (l *logs) errors() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []string
+	for line := range bytes.Lines(l.lines.Bytes()) {
+		var m struct{ Level, Msg string }
+		if json.Unmarshal(line, &m) == nil && m.Level == "ERROR" {
+			list = append(list, m.Msg)
+		}
+	}
+	return list
 }
 
 // find returns the line that has the given incident.

@@ -1,8 +1,12 @@
 package keycache
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +15,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
@@ -19,6 +24,9 @@ import (
 
 	"github.com/bulla-project/bulla/encrypter/fetch"
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/encrypter/secrets"
+	"github.com/bulla-project/bulla/kms/datakey"
+	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	"github.com/bulla-project/bulla/store/bolt"
 )
 
@@ -65,11 +73,11 @@ func TestWithRealParts(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	path := filepath.Join(t.TempDir(), "bulla.db")
+	path, wrapper := filepath.Join(t.TempDir(), "bulla.db"), datakeytest.NewWrapper()
 	// open starts a cache over the file, and returns how to stop both.
 	open := func() (*Cache, *bolt.Store, func()) {
 		t.Helper()
-		store, err := bolt.Open(t.Context(), bolt.Config{Path: path})
+		store, err := bolt.Open(t.Context(), bolt.Config{Path: path, DataKeys: datakeytest.Config(wrapper)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,5 +175,119 @@ func TestWithRealParts(t *testing.T) {
 	}
 	if _, err := c.Recipient(t.Context(), issuer, "other", idToken); !errors.Is(err, registry.ErrNotFound) {
 		t.Errorf("got %v, want ErrNotFound", err)
+	}
+}
+
+// TestSecretWithRealParts keeps a client's secret in the real store, under real
+// data keys, and looks at the file as a thief and as a forger would.
+func TestSecretWithRealParts(t *testing.T) {
+	path, wrapper := filepath.Join(t.TempDir(), "bulla.db"), datakeytest.NewWrapper()
+	// with runs f on a cache over the file.
+	with := func(f func(c *Cache, store *bolt.Store, keeper *secrets.Keeper)) {
+		t.Helper()
+		store, err := bolt.Open(t.Context(), bolt.Config{Path: path, DataKeys: datakeytest.Config(wrapper)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keeper := secrets.New(store.Keys(), datakey.ErrTampered)
+		c, err := New(Config{Store: store, Fetcher: &hosts{}, Secrets: keeper, IssuerURL: issuerURL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(c, store, keeper)
+		c.Close()
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	key := sha256.Sum256([]byte(clientSecret))
+	settings := []registry.Setting{{Kind: idToken, SigningAlgorithm: "HS512", EncryptionAlgorithm: "A256KW", ContentEncryption: "A256GCM"}}
+	with(func(c *Cache, store *bolt.Store, keeper *secrets.Keeper) {
+		m, err := secrets.Derive(clientSecret, settings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reg := registry.Registration{Issuer: issuer, ClientID: "app", Settings: settings}
+		if reg.Source.Secret, err = keeper.Seal(t.Context(), issuer, "app", m, time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Check(t.Context(), &reg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Put(t.Context(), reg, 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	use := func(c *Cache) {
+		t.Helper()
+		r, err := c.Recipient(t.Context(), issuer, "app", idToken)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened(t, r, key[:])
+		if got, err := c.SigningSecret(t.Context(), issuer, "app"); err != nil || string(got) != clientSecret {
+			t.Errorf("got another secret, %v", err)
+		}
+	}
+	with(func(c *Cache, _ *bolt.Store, _ *secrets.Keeper) { use(c) })
+
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, hidden := range map[string][]byte{"the secret": []byte(clientSecret), "the derived key": key[:]} {
+		for _, form := range [][]byte{
+			hidden, []byte(hex.EncodeToString(hidden)),
+			[]byte(base64.StdEncoding.EncodeToString(hidden))[:40], []byte(base64.RawURLEncoding.EncodeToString(hidden))[:40],
+		} {
+			if bytes.Contains(file, form) {
+				t.Errorf("%s stands in the file as %q", what, form)
+			}
+		}
+	}
+
+	// While the wrapping key cannot be had, the client waits and is not lost.
+	wrapper.SetDown(true)
+	with(func(c *Cache, _ *bolt.Store, _ *secrets.Keeper) {
+		if _, err := c.Recipient(t.Context(), issuer, "app", idToken); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("got %v while the wrapping key is away, want ErrUnavailable", err)
+		}
+	})
+	wrapper.SetDown(false)
+	with(func(c *Cache, _ *bolt.Store, _ *secrets.Keeper) { use(c) })
+
+	for what, edit := range map[string][2]string{
+		"another algorithm": {`"A256KW"`, `"A128KW"`},
+		"another client_id": {`"app"`, `"apq"`},
+		"another expiry":    {`"expires_at":"2`, `"expires_at":"3`},
+	} {
+		forged := bytes.ReplaceAll(file, []byte(edit[0]), []byte(edit[1]))
+		if bytes.Equal(forged, file) {
+			t.Fatalf("%s: the file has no %s", what, edit[0])
+		}
+		if err := os.WriteFile(path, forged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		with(func(c *Cache, store *bolt.Store, _ *secrets.Keeper) {
+			if r, err := c.Recipient(t.Context(), issuer, "app", idToken); !errors.Is(err, registry.ErrTampered) {
+				t.Errorf("%s: got %+v, %v; want ErrTampered", what, r, err)
+			}
+			if _, err := c.SigningSecret(t.Context(), issuer, "app"); !errors.Is(err, registry.ErrTampered) {
+				t.Errorf("%s: got %v for the signing secret, want ErrTampered", what, err)
+			}
+			// Registering it anew mends it.
+			_, err := store.Get(t.Context(), issuer, "app")
+			d, err := registry.Decide(registry.Unreadable(issuer, "app", err), withSet("app", set("k1")), 0)
+			if err != nil || d.Change != registry.Recreate {
+				t.Fatalf("%s: got %+v, %v; want Recreate", what, d, err)
+			}
+			if _, err := store.Put(t.Context(), d.Record, d.Expect); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			c.Invalidate(issuer, "app")
+			if r, err := c.Recipient(t.Context(), issuer, "app", idToken); err != nil || kid(r) != "k1" {
+				t.Errorf("%s: got key %q, %v; want k1", what, kid(r), err)
+			}
+		})
 	}
 }

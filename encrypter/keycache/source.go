@@ -2,6 +2,7 @@ package keycache
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,10 +140,14 @@ func (c *Cache) loadSource(uri string) (*source, error) {
 func (c *Cache) storedState(ctx context.Context, uri string) (*setState, error) {
 	none := &setState{KeySet: registry.KeySet{URI: uri}}
 	stored, err := c.cfg.Store.KeySet(ctx, uri)
-	if isNotFound(err) {
+	switch {
+	case isNotFound(err):
 		return none, nil
-	}
-	if err != nil {
+	case errors.Is(err, registry.ErrTampered):
+		// The host says what is right, and what it says replaces the record.
+		c.cfg.Logger.ErrorContext(ctx, "stored key set refused: somebody changed the store", "jwks_uri", uri, "error", err)
+		return none, nil
+	case err != nil:
 		return nil, storeError(err)
 	}
 	state := &setState{KeySet: *stored}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/jwks"
@@ -19,12 +20,15 @@ const (
 	Ready State = iota + 1
 	// Stale: the keys are no longer fresh; the last good set is in use.
 	Stale
-	// Expired: the last good set is older than the bound.
+	// Expired: the last good set is older than the bound, or the client's
+	// secret is out of use.
 	Expired
 	// Failing: the URL gives no usable answer. The last good set is in use
-	// while it is fresh, or there has never been one.
+	// while it is fresh, or there has never been one. Or the client's secret
+	// cannot be opened at the moment.
 	Failing
-	// NoUsableKey: no key in the set fits one of the settings.
+	// NoUsableKey: no key of the client fits one of the settings, or what is
+	// stored of the client fails its authentication.
 	NoUsableKey
 )
 
@@ -35,41 +39,75 @@ type Status struct {
 	Reason string
 	// Since is when the state began, as far as this is known.
 	Since time.Time
-	// FetchedAt, NextRefreshAt and ExpiresAt are set for keys from a URL: when
-	// they were last fetched or confirmed, when they are looked at again if
-	// they are in use, and when the last good set goes out of use if it cannot
-	// be refreshed.
-	FetchedAt, NextRefreshAt, ExpiresAt time.Time
-	// Recipients are those of the settings that encrypt and have a key.
+	// FetchedAt and NextRefreshAt are set for keys from a URL: when they were
+	// last fetched or confirmed, and when they are looked at again if they are
+	// in use.
+	FetchedAt, NextRefreshAt time.Time
+	// ExpiresAt is when the first of the client's keys go out of use: the last
+	// good set of a URL, if it cannot be refreshed until then, or those of a
+	// secret that expires.
+	ExpiresAt time.Time
+	// Recipients are those of the settings that encrypt and have a key. That
+	// of ID_TOKEN stands for logout tokens too.
 	Recipients []Recipient
 	// Warnings say what works and deserves a look all the same.
 	Warnings []string
 }
 
-// Status describes a registered client without fetching anything. Errors:
-// registry.ErrUnavailable, or the context's.
+// Status describes a registered client without fetching anything. A record
+// that a list marks as Tampered is NoUsableKey. Errors: registry.ErrUnavailable,
+// or the context's.
 func (c *Cache) Status(ctx context.Context, reg *registry.Registration) (*Status, error) {
+	if reg.Tampered {
+		return &Status{State: NoUsableKey, Reason: tamperedReason}, nil
+	}
 	if reg.Source.JWKSURI == "" {
 		set, err := c.staticSet(reg)
-		if err != nil {
-			return &Status{State: NoUsableKey, Reason: err.Error(), Since: reg.UpdatedAt}, nil //nolint:nilerr // the status tells it
-		}
-		s := staticStatus(reg)
-		_ = s.choose(reg.Settings, set, c.rules(reg)) // the state tells
-		return s, nil
+		return c.statusOf(ctx, reg, staticStatus(reg), set, err)
 	}
 	state, err := c.peek(ctx, reg.Source.JWKSURI)
 	if err != nil {
 		return nil, err
 	}
-	s := c.fetchedStatus(reg, state)
-	_ = s.choose(reg.Settings, state.set.parsed(), c.rules(reg)) // the state tells
+	return c.statusOf(ctx, reg, c.fetchedStatus(reg, state), state.set.parsed(), nil)
+}
+
+const tamperedReason = "what is stored of this client fails its authentication: somebody changed the store; whoever may replace the client can register or delete it"
+
+// statusOf completes s, which describes the client's public keys: set, or
+// refused if they cannot be used any more.
+func (c *Cache) statusOf(ctx context.Context, reg *registry.Registration, s *Status, set *jwks.Set, refused error) (*Status, error) {
+	r, now := c.rules(reg, false), time.Now()
+	derived, err := c.derived(ctx, reg, r, now)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	chosen := chooser{rules: r, set: set, refused: refused, unfetched: set == nil && s.State == Failing, derived: derived}
+	_ = s.choose(reg, chosen, now) // the state tells
+	s.secret(reg, err, now)
 	return s, nil
 }
 
-// rules are what an issuer asks of the keys of all settings.
-func (c *Cache) rules(reg *registry.Registration) jwks.Want {
-	return jwks.Want{MaxRSABits: c.cfg.MaxRSABits(reg.Issuer)}
+// derived returns what a registration's settings take from the client's secret,
+// a pick for each; nil if nothing is kept of that. Its errors are those of a
+// secret that is not to be used or cannot be: a *SecretExpiredError, and those
+// of use.
+func (c *Cache) derived(ctx context.Context, reg *registry.Registration, r rules, now time.Time) ([]pick, error) {
+	kept := reg.Source.Secret
+	if kept == nil {
+		return nil, nil
+	}
+	if err := secretExpired(kept.ExpiresAt, now); err != nil {
+		return nil, err
+	}
+	limited, cancel := context.WithTimeout(ctx, c.cfg.FetchTimeout)
+	defer cancel()
+	all, signing, err := c.use(limited, reg, reg.Settings, r)
+	clear(signing)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return all, err
 }
 
 func staticStatus(reg *registry.Registration) *Status {
@@ -112,37 +150,77 @@ func (c *Cache) fetchedStatus(reg *registry.Registration, state *setState) *Stat
 	return s
 }
 
-// choose adds what the settings choose from set, nil for none. A setting that
-// no key fits makes a client that is otherwise in use NoUsableKey; the first
-// such error is returned. What holds for the keys of all settings stands in w;
-// a certificate is worth no more than a warning unless w says so.
-func (s *Status) choose(settings []registry.Setting, set *jwks.Set, w jwks.Want) error {
-	if set == nil && s.State == Failing {
-		return nil // that says it already
+// chooser is what the settings of a registration choose from.
+type chooser struct {
+	rules rules
+	// set are the public keys, nil for none.
+	set *jwks.Set
+	// refused is why they cannot be used any more, though they could when they
+	// were registered.
+	refused error
+	// unfetched says that they come from a URL that has given none yet.
+	unfetched bool
+	// derived are the picks of those settings that take the client's secret;
+	// nil if that cannot be used.
+	derived []pick
+	// certificateAt is when certificates have to be valid; zero if they need
+	// not be.
+	certificateAt time.Time
+}
+
+// choose returns the pick of the setting at place i of a registration, and its
+// key if that is a public one. ok is false if the status tells already why
+// there is none.
+func (f *chooser) choose(reg *registry.Registration, i int) (p pick, key *jwks.Key, ok bool) {
+	switch setting := reg.Settings[i]; {
+	case setting.EncryptionAlgorithm == "":
+		return pick{}, nil, false
+	case symmetric(setting) && reg.Source.Secret != nil:
+		if f.derived == nil {
+			return pick{}, nil, false
+		}
+		return f.derived[i], nil, true
+	case symmetric(setting):
+	case f.unfetched:
+		return pick{}, nil, false
+	case f.refused != nil:
+		return pick{err: f.refused}, nil, true
 	}
+	p, key = f.rules.choose(reg.Settings[i], f.set, f.certificateAt)
+	return p, key, true
+}
+
+// choose adds what the settings of a registration choose. A setting that no key
+// fits makes a client that is otherwise in use NoUsableKey; the first such error
+// is returned.
+func (s *Status) choose(reg *registry.Registration, from chooser, now time.Time) error {
 	var first error
-	for _, setting := range settings {
-		p, key := chooseOne(setting, set, w)
+	stale := s.State == Stale || s.State == Expired
+	for i, setting := range reg.Settings {
+		p, key, ok := from.choose(reg, i)
+		if !ok {
+			continue
+		}
 		if p.err != nil {
-			err := fmt.Errorf("%s: %w", setting.Kind, p.err)
 			if first == nil {
-				first = err
+				first = fmt.Errorf("%s: %w", setting.Kind, p.err)
 			}
 			continue
 		}
-		if p.recipient == nil {
-			continue
+		r := Recipient{Setting: setting, Recipient: p.recipient, Thumbprint: p.thumbprint}
+		if key != nil {
+			r.Stale, r.FetchedAt = stale, s.FetchedAt
+			for _, text := range key.WarningsAt(now) {
+				s.warn(setting, text)
+			}
+			if reg.X5T && key.X5T == "" {
+				s.warn(setting, "x5t is asked for, and the key has no certificate: register one, or leave x5t out")
+			}
 		}
-		s.Recipients = append(s.Recipients, Recipient{
-			Setting: setting, Recipient: p.recipient, Thumbprint: p.thumbprint,
-			Stale: s.State == Stale || s.State == Expired, FetchedAt: s.FetchedAt,
-		})
-		for _, text := range key.Warnings {
+		for _, text := range r.Algorithm().Warnings(r.ContentEncryption()) {
 			s.warn(setting, text)
 		}
-		if err := key.CertificateError(time.Now()); err != nil {
-			s.warn(setting, err.Error())
-		}
+		s.Recipients = append(s.Recipients, r)
 	}
 	if first != nil && s.State != Expired {
 		s.State, s.Reason = NoUsableKey, first.Error()
@@ -150,63 +228,57 @@ func (s *Status) choose(settings []registry.Setting, set *jwks.Set, w jwks.Want)
 	return first
 }
 
+// secretNotice is how long before its end a secret is worth a warning: time
+// enough to give the client a new one.
+const secretNotice = 30 * 24 * time.Hour
+
+// secret adds what there is to say of a client's secret, which could not be
+// used for the reason given, nil if it could.
+func (s *Status) secret(reg *registry.Registration, err error, now time.Time) {
+	kept := reg.Source.Secret
+	if kept == nil {
+		return
+	}
+	var expired *SecretExpiredError
+	switch {
+	case errors.As(err, &expired):
+		s.add(Expired, err.Error(), expired.ExpiredAt)
+	case errors.Is(err, registry.ErrTampered):
+		s.add(NoUsableKey, tamperedReason, time.Time{})
+	case errors.Is(err, ErrUnusable):
+		s.add(NoUsableKey, err.Error(), reg.UpdatedAt)
+	case err != nil:
+		s.add(Failing, "the client's secret cannot be opened at the moment", time.Time{})
+	}
+	if kept.ExpiresAt.IsZero() {
+		return
+	}
+	if s.ExpiresAt.IsZero() || kept.ExpiresAt.Before(s.ExpiresAt) {
+		s.ExpiresAt = kept.ExpiresAt
+	}
+	if left := kept.ExpiresAt.Sub(now); left > 0 && left < secretNotice {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the client's secret expires at %s, in %d days: register the client's new secret before that",
+			kept.ExpiresAt.UTC().Format(time.RFC3339), left/(24*time.Hour)))
+	}
+}
+
+// worse orders the states by what they keep from being issued.
+var worse = []State{Ready, Stale, Failing, NoUsableKey, Expired}
+
+// add puts a trouble beside what the status says already. The state is that of
+// the one which is worse.
+func (s *Status) add(state State, reason string, since time.Time) {
+	if slices.Index(worse, state) > slices.Index(worse, s.State) {
+		s.State, s.Since = state, since
+	}
+	if s.Reason != "" {
+		reason = s.Reason + "; " + reason
+	}
+	s.Reason = reason
+}
+
 func (s *Status) warn(setting registry.Setting, text string) {
 	s.Warnings = append(s.Warnings, fmt.Sprintf("%s: %s", setting.Kind, text))
-}
-
-// Check tries out a registration before it is stored: its keys are parsed, or
-// fetched within the call, and one must fit each setting that encrypts. What a
-// URL gives that is no good set is not told apart from a URL that gives
-// nothing. Errors: jwks.ErrRejected for keys that are registered as they are,
-// jwks.ErrKeyRejected if a key would fit had it passed the checks, ErrUnusable,
-// ErrUnavailable (as a *FetchError), registry.ErrUnavailable, or the context's.
-func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status, error) {
-	var status *Status
-	var set *jwks.Set
-	if uri := reg.Source.JWKSURI; uri != "" {
-		state, err := c.fetched(ctx, uri, false)
-		var failed *FetchError
-		if errors.As(err, &failed) {
-			// Whether others still have an old set is nothing to the caller.
-			return nil, &FetchError{ID: failed.ID, RetryAfter: failed.RetryAfter, Err: ErrUnavailable}
-		}
-		if err != nil {
-			return nil, err
-		}
-		status, set = c.fetchedStatus(reg, state), state.set.parsed()
-	} else {
-		var err error
-		if len(reg.Source.JWKS) > 0 {
-			if set, err = jwks.Parse(reg.Source.JWKS, c.cfg.Limits); err != nil {
-				return nil, err
-			}
-		}
-		status = staticStatus(reg)
-	}
-	rules := c.rules(reg)
-	rules.CertificateAt = time.Now()
-	err := status.choose(reg.Settings, set, rules)
-	var noKey *jwks.NoKeyError
-	if errors.As(err, &noKey) && errors.Is(err, jwks.ErrKeyRejected) {
-		return nil, noKey // whoever registers brings the key: it is at fault
-	}
-	if err != nil {
-		return nil, err
-	}
-	return status, nil
-}
-
-// Keep stores the key set of a URL that a registration has just come to name.
-// Errors: registry.ErrUnavailable.
-func (c *Cache) Keep(ctx context.Context, uri string) error {
-	src := c.sources.get(uri)
-	if src == nil {
-		return nil
-	}
-	if state := src.state.Load(); state.set == nil && state.Failures == 0 {
-		return nil // never fetched: nothing to keep
-	}
-	return c.save(ctx, src)
 }
 
 // Refresh fetches a client's key set now, whatever its age: the fetch begins
@@ -221,47 +293,5 @@ func (c *Cache) Refresh(ctx context.Context, reg *registry.Registration) (*Statu
 	if err != nil {
 		return nil, err
 	}
-	s := c.fetchedStatus(reg, state)
-	_ = s.choose(reg.Settings, state.set.parsed(), c.rules(reg)) // the state tells
-	return s, nil
-}
-
-// Explanation is what was decided about every key of a client's set.
-type Explanation struct {
-	Setting  registry.Setting
-	Verdicts []jwks.Verdict
-	// FetchedAt is when the set was last fetched or confirmed; zero for keys
-	// that were registered as they are.
-	FetchedAt time.Time
-}
-
-// Explain goes through the key set of a registered client for one kind of
-// token, without fetching anything. Errors: ErrNoSetting, ErrUnavailable,
-// ErrUnusable, registry.ErrUnavailable, or the context's.
-func (c *Cache) Explain(ctx context.Context, reg *registry.Registration, kind registry.TokenKind) (*Explanation, error) {
-	setting, ok := reg.Setting(kind)
-	if !ok || setting.EncryptionAlgorithm == "" {
-		return nil, ErrNoSetting
-	}
-	e := &Explanation{Setting: setting}
-	set, err := c.staticSet(reg)
-	if err != nil {
-		return nil, err
-	}
-	if uri := reg.Source.JWKSURI; uri != "" {
-		state, err := c.peek(ctx, uri)
-		switch {
-		case err != nil:
-			return nil, err
-		case state.set == nil && state.Failures == 0:
-			return nil, fmt.Errorf("%w: the jwks_uri has not been fetched yet", ErrUnavailable)
-		case state.set == nil:
-			return nil, c.unusable(state, time.Now())
-		}
-		set, e.FetchedAt = state.set.parsed(), state.FetchedAt
-	}
-	if set != nil {
-		e.Verdicts = set.Explain(want(setting, c.rules(reg)))
-	}
-	return e, nil
+	return c.statusOf(ctx, reg, c.fetchedStatus(reg, state), state.set.parsed(), nil)
 }

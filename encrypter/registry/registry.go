@@ -29,17 +29,50 @@ var (
 	// Read it again and decide again.
 	ErrRevision = errors.New("revision does not match")
 
+	// ErrTampered: the stored record is not as this service wrote it: somebody
+	// changed the store. Nothing of it is used. Whoever may replace the client
+	// can register or delete it; an operator has to look at the store.
+	ErrTampered = errors.New("stored registration fails its authentication")
+
 	// ErrUnavailable: the store cannot be read or written at the moment: try
 	// again later. A write may have happened all the same if the store was
 	// lost while it was under way; repeating it is safe.
 	ErrUnavailable = errors.New("registry unavailable")
 )
 
+// TamperedError is an ErrTampered with what is needed to replace the record.
+type TamperedError struct {
+	// Revision is what the record says its revision is. Put takes it as the
+	// expected one; nothing else of the record is to be believed.
+	Revision uint64
+}
+
+func (e *TamperedError) Error() string { return ErrTampered.Error() }
+
+// Unwrap returns ErrTampered.
+func (e *TamperedError) Unwrap() error { return ErrTampered }
+
 // After is where List goes on after a client: the name that sorts next.
 func After(clientID string) string { return clientID + "\x00" }
 
 // TokenKind is a kind of token by its name in the API, such as "ID_TOKEN".
 type TokenKind string
+
+// The kinds that the registry knows something of.
+const (
+	IDToken     TokenKind = "ID_TOKEN"
+	LogoutToken TokenKind = "LOGOUT_TOKEN"
+)
+
+// SettingKind is the kind whose setting tokens of kind k are made by: logout
+// tokens are made as the client's ID tokens are (OpenID Connect Back-Channel
+// Logout 1.0, section 2.4), every other kind has a setting of its own.
+func (k TokenKind) SettingKind() TokenKind {
+	if k == LogoutToken {
+		return IDToken
+	}
+	return k
+}
 
 // Setting says how one kind of token is made for a client. An empty
 // EncryptionAlgorithm means that tokens of this kind are signed only.
@@ -56,16 +89,39 @@ type Setting struct {
 	KeyID string `json:"key_id,omitempty"`
 }
 
-// Source is where a client's keys come from. Exactly one field is set; none
-// may be where no setting encrypts.
+// Source is where a client's keys come from. At most one of JWKS, JWKSURI and
+// PEM is set; Secret may stand alone or beside them, as it does for a client
+// that signs in with a secret and has encryption keys of its own. Nothing need
+// be set where no setting encrypts.
 type Source struct {
 	// JWKS is a JWK Set document (RFC 7517, section 5), kept byte for byte as
 	// it was registered.
 	JWKS []byte `json:"jwks,omitempty"`
+	// Generated says that JWKS is the public half of a key pair that Bulla
+	// made. Its private half was handed out once and is not kept.
+	Generated bool `json:"generated,omitempty"`
 	// JWKSURI is the https URL of the client's JWK Set (OpenID Connect
 	// Dynamic Client Registration 1.0, section 2). The sets fetched from it
 	// are kept as KeySets.
 	JWKSURI string `json:"jwks_uri,omitempty"`
+	// PEM is a public key (SPKI or PKCS#1) or an X.509 certificate, as it was
+	// registered.
+	PEM []byte `json:"pem,omitempty"`
+	// Secret is what is kept of the client's secret.
+	Secret *Secret `json:"secret,omitempty"`
+}
+
+// Secret is what is kept of a client's secret: the keys that its settings
+// derive from it, and the secret itself only where a setting signs with it.
+// All of it is sealed; package encrypter/secrets makes and opens it.
+type Secret struct {
+	// DataKey is the id of the data key that seals Sealed.
+	DataKey string `json:"data_key"`
+	// Sealed is the material, encrypted and bound to issuer and client.
+	Sealed []byte `json:"sealed"`
+	// ExpiresAt is when the client's secret goes out of use
+	// (client_secret_expires_at); zero for never.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
 }
 
 // Registration is what is stored of one client of one issuer. A value is
@@ -75,6 +131,11 @@ type Registration struct {
 	ClientID string    `json:"client_id"`
 	Source   Source    `json:"source"`
 	Settings []Setting `json:"settings"`
+	// Legacy allows algorithms that are only kept for old clients, where the
+	// issuer's policy names them too.
+	Legacy bool `json:"legacy,omitempty"`
+	// X5T adds the x5t header beside x5t#S256 for a key with a certificate.
+	X5T bool `json:"x5t,omitempty"`
 
 	// Revision counts the changes of this client from 1. It goes on after a
 	// deletion, so that no revision ever names two records.
@@ -84,10 +145,17 @@ type Registration struct {
 
 	// Deleted marks a tombstone: the client was registered and is no more.
 	Deleted bool `json:"deleted,omitempty"`
+
+	// Tampered marks a record that fails its authentication, in a list and as
+	// Unreadable makes one: it then holds the client's name, the revision that
+	// the record claims, and nothing else. It is never stored.
+	Tampered bool `json:"-"`
 }
 
-// Setting returns the setting for tokens of the given kind.
+// Setting returns the setting by which tokens of the given kind are made. Its
+// Kind is the one that it was registered for: for LOGOUT_TOKEN, ID_TOKEN.
 func (r *Registration) Setting(kind TokenKind) (Setting, bool) {
+	kind = kind.SettingKind()
 	for _, s := range r.Settings {
 		if s.Kind == kind {
 			return s, true
@@ -128,7 +196,7 @@ type KeySet struct {
 // errors are those of this package, or the context's.
 type Store interface {
 	// Get returns the registration of a client, tombstones included, or
-	// ErrNotFound.
+	// ErrNotFound. A record that fails its authentication is a *TamperedError.
 	Get(ctx context.Context, issuer, clientID string) (*Registration, error)
 
 	// Put writes reg if the stored revision (0 when there is no record) is

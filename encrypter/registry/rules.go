@@ -23,8 +23,9 @@ const (
 	Unchanged Change = iota + 1
 	// Create: there has never been such a client.
 	Create
-	// Recreate: there was such a client, and it was deleted. Who may do this
-	// can give a client that was known other keys, as with Replace.
+	// Recreate: there was such a client, and it was deleted, or its record
+	// fails its authentication. Who may do this can give a client that was
+	// known other keys, as with Replace.
 	Recreate
 	// Replace: the caller has named the revision that is stored. Whoever may
 	// do this can give a client other keys and read its tokens.
@@ -44,18 +45,24 @@ type Decision struct {
 }
 
 // Decide says what a request to register want does. current is the stored
-// record, tombstones included, nil if there is none; revision is the one the
-// caller named, 0 if none. Decide takes over identity, source and settings of
+// record, tombstones included, nil if there is none, and what Unreadable makes
+// of one that fails its authentication; revision is the one the caller named, 0
+// if none. Decide takes over identity, source, settings, Legacy and X5T of
 // want, normalized, and nothing else.
 //
 //	stored        revision     decision
 //	none          none         Create
 //	deleted       none         Recreate
+//	tampered      none, equal  Recreate
 //	none, deleted any          ErrNotFound
 //	same          none, equal  Unchanged
 //	different     none         ErrExists
 //	different     equal        Replace
 //	any           other        ErrRevision
+//
+// Two secrets are the same if their sealed forms are. Sealing is never the
+// same twice: who registers a secret again takes over the stored form if what
+// it holds is equal.
 //
 // A want that breaks a rule of its own is an *InvalidError.
 func Decide(current *Registration, want Registration, revision uint64) (Decision, error) {
@@ -64,9 +71,11 @@ func Decide(current *Registration, want Registration, revision uint64) (Decision
 		ClientID: want.ClientID,
 		Source:   want.Source,
 		Settings: withDefaults(want.Settings),
+		Legacy:   want.Legacy,
+		X5T:      want.X5T,
 	}
-	if want.Deleted {
-		return Decision{}, errors.New("registry: Decide was given a tombstone; DecideDelete decides deletions")
+	if want.Deleted || want.Tampered {
+		return Decision{}, errors.New("registry: Decide was given a record without content; DecideDelete decides deletions")
 	}
 	// In the caller's order still: an error names a setting by its place.
 	if err := record.Validate(); err != nil {
@@ -88,6 +97,9 @@ func Decide(current *Registration, want Registration, revision uint64) (Decision
 	if revision != 0 && revision != current.Revision {
 		return Decision{}, fmt.Errorf("%w: %d was named, the client is at %d", ErrRevision, revision, current.Revision)
 	}
+	if current.Tampered {
+		return Decision{Change: Recreate, Record: record, Expect: current.Revision}, nil
+	}
 	if same(current, &record) {
 		return Decision{Change: Unchanged, Record: *current, Expect: current.Revision}, nil
 	}
@@ -98,9 +110,10 @@ func Decide(current *Registration, want Registration, revision uint64) (Decision
 }
 
 // DecideDelete says what a request to delete a client does. revision is the
-// one the caller named; 0 deletes whatever is stored. What is not there or is
-// deleted already is ErrNotFound. The tombstone keeps the client's name and
-// nothing of its keys.
+// one the caller named; 0 deletes whatever is stored, a record that fails its
+// authentication too (see Unreadable). What is not there or is deleted already
+// is ErrNotFound. The tombstone keeps the client's name and nothing of its
+// keys.
 func DecideDelete(current *Registration, revision uint64) (Decision, error) {
 	if current == nil || current.Deleted {
 		return Decision{}, ErrNotFound
@@ -113,6 +126,19 @@ func DecideDelete(current *Registration, revision uint64) (Decision, error) {
 		Record: Registration{Issuer: current.Issuer, ClientID: current.ClientID, Deleted: true},
 		Expect: current.Revision,
 	}, nil
+}
+
+// Unreadable is what stands for a client's record of which Store.Get said err:
+// nil if err is no *TamperedError. Only Decide and DecideDelete take it as the
+// current record; they let it be registered over and deleted. Whether it was a
+// registration or a tombstone cannot be known, so that registering over it
+// takes what it takes to replace a client.
+func Unreadable(issuer, clientID string, err error) *Registration {
+	var tampered *TamperedError
+	if !errors.As(err, &tampered) {
+		return nil
+	}
+	return &Registration{Issuer: issuer, ClientID: clientID, Revision: tampered.Revision, Tampered: true}
 }
 
 // Normalize fills in what a setting leaves to the standard: enc is
@@ -139,11 +165,29 @@ func sortByKind(settings []Setting) {
 
 // same reports whether the stored record says the same of its client as the
 // wished one. Times and revision do not count, nor does the order in which
-// settings were given; a JWK Set counts byte for byte.
+// settings were given; a key source counts byte for byte.
 func same(stored, want *Registration) bool {
 	settings := withDefaults(stored.Settings)
 	sortByKind(settings)
-	return stored.Source.JWKSURI == want.Source.JWKSURI &&
-		bytes.Equal(stored.Source.JWKS, want.Source.JWKS) &&
-		slices.Equal(settings, want.Settings)
+	return stored.Source.equal(want.Source) &&
+		slices.Equal(settings, want.Settings) &&
+		stored.Legacy == want.Legacy &&
+		stored.X5T == want.X5T
+}
+
+func (s Source) equal(o Source) bool {
+	return bytes.Equal(s.JWKS, o.JWKS) &&
+		s.Generated == o.Generated &&
+		s.JWKSURI == o.JWKSURI &&
+		bytes.Equal(s.PEM, o.PEM) &&
+		s.Secret.equal(o.Secret)
+}
+
+// equal compares what is kept of two secrets, nil for none. What is compared is
+// public to whoever reads the store, so the time it takes tells nothing.
+func (s *Secret) equal(o *Secret) bool {
+	if s == nil || o == nil {
+		return s == o
+	}
+	return s.DataKey == o.DataKey && bytes.Equal(s.Sealed, o.Sealed) && s.ExpiresAt.Equal(o.ExpiresAt)
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -44,9 +45,40 @@ func tombstone() *Registration {
 	return &Registration{Issuer: "main", ClientID: "app-1", Revision: 3, Deleted: true}
 }
 
+// tampered is what stands for a record at revision 3 that fails its
+// authentication.
+func tampered() *Registration {
+	err := fmt.Errorf("reading app-1: %w", &TamperedError{Revision: 3})
+	return Unreadable("main", "app-1", err)
+}
+
+func withPEM(pem string) func(*Registration) {
+	return func(r *Registration) { r.Source = Source{PEM: []byte(pem)} }
+}
+
+func generated(yes bool) func(*Registration) {
+	return func(r *Registration) { r.Source = Source{JWKS: []byte("{}"), Generated: yes} }
+}
+
+func withSecret(sealed string, expiresAt time.Time) func(*Registration) {
+	return func(r *Registration) {
+		r.Source.Secret = &Secret{DataKey: "k1", Sealed: []byte(sealed), ExpiresAt: expiresAt}
+	}
+}
+
+// withSecretAs edits a record's secret, which is valid before.
+func withSecretAs(edit func(*Secret)) func(*Registration) {
+	return func(r *Registration) {
+		withSecret("sealed", time.Time{})(r)
+		edit(r.Source.Secret)
+	}
+}
+
+var noon = time.Date(2027, 6, 1, 12, 0, 0, 0, time.UTC)
+
 func TestDecideOnEveryCombination(t *testing.T) {
 	other := withURI("https://client.example/other")
-	logout := Setting{Kind: "LOGOUT_TOKEN", SigningAlgorithm: "ES256"}
+	signed := Setting{Kind: "INTROSPECTION", SigningAlgorithm: "ES256"}
 	tests := []struct {
 		name     string
 		current  *Registration
@@ -70,11 +102,11 @@ func TestDecideOnEveryCombination(t *testing.T) {
 		{"another source", stored(), record(func(r *Registration) { r.Source = Source{JWKS: []byte("{}")} }), 0, 0, 0, ErrExists},
 		{"another alg", stored(), record(func(r *Registration) { r.Settings[0].EncryptionAlgorithm = "RSA-OAEP" }), 0, 0, 0, ErrExists},
 		{"another pin", stored(), record(func(r *Registration) { r.Settings[0].KeyID = "k" }), 0, 0, 0, ErrExists},
-		{"one setting more", stored(), record(func(r *Registration) { r.Settings = append(r.Settings, logout) }), 0, 0, 0, ErrExists},
+		{"one setting more", stored(), record(func(r *Registration) { r.Settings = append(r.Settings, signed) }), 0, 0, 0, ErrExists},
 		{
 			"settings in another order",
-			stored(func(r *Registration) { r.Settings = []Setting{idToken(), logout} }),
-			record(func(r *Registration) { r.Settings = []Setting{logout, idToken()} }),
+			stored(func(r *Registration) { r.Settings = []Setting{idToken(), signed} }),
+			record(func(r *Registration) { r.Settings = []Setting{signed, idToken()} }),
 			0, Unchanged, 3, nil,
 		},
 		{
@@ -83,6 +115,26 @@ func TestDecideOnEveryCombination(t *testing.T) {
 			record(func(r *Registration) { r.Settings[0].ContentEncryption = "" }),
 			0, Unchanged, 3, nil,
 		},
+		{"legacy", stored(), record(func(r *Registration) { r.Legacy = true }), 0, 0, 0, ErrExists},
+		{"legacy, repeated", stored(func(r *Registration) { r.Legacy = true }), record(func(r *Registration) { r.Legacy = true }), 0, Unchanged, 3, nil},
+		{"x5t", stored(), record(func(r *Registration) { r.X5T = true }), 0, 0, 0, ErrExists},
+		{"x5t, repeated", stored(func(r *Registration) { r.X5T = true }), record(func(r *Registration) { r.X5T = true }), 0, Unchanged, 3, nil},
+		{"PEM", stored(), record(withPEM("a")), 0, 0, 0, ErrExists},
+		{"PEM, repeated", stored(withPEM("a")), record(withPEM("a")), 0, Unchanged, 3, nil},
+		{"another PEM", stored(withPEM("a")), record(withPEM("b")), 0, 0, 0, ErrExists},
+		{"generated", stored(generated(false)), record(generated(true)), 0, 0, 0, ErrExists},
+		{"generated, repeated", stored(generated(true)), record(generated(true)), 0, Unchanged, 3, nil},
+		{"a secret beside the rest", stored(), record(withSecret("a", noon)), 0, 0, 0, ErrExists},
+		{"no secret any more", stored(withSecret("a", noon)), record(), 0, 0, 0, ErrExists},
+		{"secret, repeated", stored(withSecret("a", noon.Local())), record(withSecret("a", noon)), 0, Unchanged, 3, nil},
+		{"another secret", stored(withSecret("a", noon)), record(withSecret("b", noon)), 3, Replace, 3, nil},
+		{"the secret expires later", stored(withSecret("a", noon)), record(withSecret("a", noon.Add(1))), 0, 0, 0, ErrExists},
+		{"the secret under another data key", stored(withSecret("a", noon)), record(withSecret("a", noon), func(r *Registration) {
+			r.Source.Secret.DataKey = "k2"
+		}), 0, 0, 0, ErrExists},
+		{"tampered", tampered(), record(), 0, Recreate, 3, nil},
+		{"tampered, its revision named", tampered(), record(), 3, Recreate, 3, nil},
+		{"tampered, other revision", tampered(), record(), 2, 0, 0, ErrRevision},
 		{
 			"times and revision of the wish do not count",
 			stored(), *stored(func(r *Registration) { r.UpdatedAt = time.Now() }),
@@ -100,7 +152,10 @@ func TestDecideOnEveryCombination(t *testing.T) {
 			}
 			settings := withDefaults(tc.want.Settings)
 			sortByKind(settings)
-			want := Registration{Issuer: "main", ClientID: "app-1", Source: tc.want.Source, Settings: settings}
+			want := Registration{
+				Issuer: "main", ClientID: "app-1", Source: tc.want.Source, Settings: settings,
+				Legacy: tc.want.Legacy, X5T: tc.want.X5T,
+			}
 			if tc.change == Unchanged {
 				want = *tc.current
 			}
@@ -134,6 +189,37 @@ func TestDecideRefusesMixedUpRecords(t *testing.T) {
 	if _, err := Decide(nil, *tombstone(), 0); err == nil {
 		t.Error("a tombstone was accepted as a registration")
 	}
+	if _, err := Decide(nil, record(func(r *Registration) { r.Tampered = true }), 0); err == nil {
+		t.Error("a record that fails its authentication was accepted as a registration")
+	}
+	if _, err := Decide(Unreadable("main", "app-2", &TamperedError{Revision: 3}), record(), 3); err == nil {
+		t.Error("what stands for another client's record was accepted")
+	}
+}
+
+func TestOnlyATamperedRecordIsUnreadable(t *testing.T) {
+	for _, err := range []error{nil, ErrNotFound, ErrUnavailable, ErrTampered} {
+		if got := Unreadable("main", "app-1", err); got != nil {
+			t.Errorf("%v: got %+v, want nil", err, got)
+		}
+	}
+	if err := error(&TamperedError{Revision: 3}); !errors.Is(err, ErrTampered) {
+		t.Errorf("%v is not ErrTampered", err)
+	}
+	if err := tampered().Validate(); !errors.Is(err, ErrInvalid) {
+		t.Errorf("what stands for an unreadable record could be stored: got %v, want ErrInvalid", err)
+	}
+}
+
+func TestLogoutTokensShareTheSettingOfIDTokens(t *testing.T) {
+	r := record(func(r *Registration) { r.Settings = append(r.Settings, Setting{Kind: "USERINFO"}) })
+	if got, ok := r.Setting("LOGOUT_TOKEN"); !ok || got != idToken() {
+		t.Errorf("got %+v, %v; want that of ID_TOKEN", got, ok)
+	}
+	r.Settings = r.Settings[1:]
+	if got, ok := r.Setting("LOGOUT_TOKEN"); ok {
+		t.Errorf("got %+v for a client without a setting for ID tokens, want none", got)
+	}
 }
 
 func TestDecideDelete(t *testing.T) {
@@ -150,6 +236,9 @@ func TestDecideDelete(t *testing.T) {
 		{"registered", stored(), 0, nil},
 		{"registered, revision named", stored(), 3, nil},
 		{"registered, old revision", stored(), 2, ErrRevision},
+		{"tampered", tampered(), 0, nil},
+		{"tampered, revision named", tampered(), 3, nil},
+		{"tampered, old revision", tampered(), 2, ErrRevision},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
@@ -188,7 +277,20 @@ func TestRecordsOutOfShapeAreRefused(t *testing.T) {
 		"client_id not ASCII":    {func(r *Registration) { r.ClientID = "ä" }, "client_id"},
 		"client_id not UTF-8":    {func(r *Registration) { r.ClientID = "a\xff" }, "client_id"},
 		"no source":              {func(r *Registration) { r.Source = Source{} }, "source"},
-		"two sources":            {func(r *Registration) { r.Source.JWKS = []byte("{}") }, "source"},
+		"JWKS and URI":           {func(r *Registration) { r.Source.JWKS = []byte("{}") }, "source"},
+		"PEM and URI":            {func(r *Registration) { r.Source.PEM = []byte("pem") }, "source"},
+		"PEM and JWKS":           {func(r *Registration) { r.Source = Source{PEM: []byte("pem"), JWKS: []byte("{}")} }, "source"},
+		"generated, PEM":         {func(r *Registration) { r.Source = Source{PEM: []byte("pem"), Generated: true} }, "source.generated"},
+		"generated URI":          {func(r *Registration) { r.Source.Generated = true }, "source.generated"},
+		"PEM too long":           {withPEM(strings.Repeat("a", MaxPEM+1)), "source.pem"},
+		"no data key":            {withSecretAs(func(s *Secret) { s.DataKey = "" }), "source.secret.data_key"},
+		"data key too long":      {withSecretAs(func(s *Secret) { s.DataKey = strings.Repeat("k", 65) }), "source.secret.data_key"},
+		"data key with space":    {withSecretAs(func(s *Secret) { s.DataKey = "k 1" }), "source.secret.data_key"},
+		"nothing sealed":         {withSecretAs(func(s *Secret) { s.Sealed = nil }), "source.secret.sealed"},
+		"too much sealed":        {withSecretAs(func(s *Secret) { s.Sealed = make([]byte, MaxSealed+1) }), "source.secret.sealed"},
+		"expiry before Unix":     {withSecretAs(func(s *Secret) { s.ExpiresAt = time.Unix(-1, 0) }), "source.secret.expires_at"},
+		"expiry after RFC 3339":  {withSecretAs(func(s *Secret) { s.ExpiresAt = time.Unix(1<<40, 0) }), "source.secret.expires_at"},
+		"setting of its own":     {setting(func(s *Setting) { s.Kind = "LOGOUT_TOKEN" }), "settings[0].kind"},
 		"JWKS too long":          {func(r *Registration) { r.Source = Source{JWKS: make([]byte, MaxJWKS+1)} }, "source.jwks"},
 		"URI too long":           {withURI(strings.Repeat("a", MaxJWKSURI+1)), "source.jwks_uri"},
 		"URI with NUL":           {withURI("https://a\x00"), "source.jwks_uri"},
@@ -234,6 +336,11 @@ func TestRecordsInShapeAreAccepted(t *testing.T) {
 		"longest client_id":         func(r *Registration) { r.ClientID = strings.Repeat("~", 255) },
 		"legacy enc":                func(r *Registration) { r.Settings[0].ContentEncryption = "A128CBC+HS256" },
 		"pin in any script":         func(r *Registration) { r.Settings[0].KeyID = "clé 鍵" },
+		"longest PEM":               withPEM(strings.Repeat("a", MaxPEM)),
+		"generated":                 generated(true),
+		"secret alone":              func(r *Registration) { r.Source = Source{}; withSecret("a", time.Time{})(r) },
+		"secret beside URI":         withSecret("a", noon),
+		"longest secret":            withSecretAs(func(s *Secret) { s.Sealed = make([]byte, MaxSealed) }),
 		"longest JWKS":              func(r *Registration) { r.Source = Source{JWKS: make([]byte, MaxJWKS)} },
 	}
 	for name, edit := range tests {
@@ -249,5 +356,24 @@ func TestStoredRecordMustBeNormalized(t *testing.T) {
 	r := record(func(r *Registration) { r.Settings[0].ContentEncryption = "" })
 	if err := r.Validate(); !errors.Is(err, ErrInvalid) {
 		t.Errorf("an alg without enc: got %v, want ErrInvalid", err)
+	}
+}
+
+func TestTombstoneKeepsNothing(t *testing.T) {
+	for name, edit := range map[string]func(*Registration){
+		"settings":  func(r *Registration) { r.Settings = []Setting{idToken()} },
+		"JWKS":      func(r *Registration) { r.Source.JWKS = []byte("{}") },
+		"URI":       withURI("https://client.example/jwks"),
+		"PEM":       withPEM("pem"),
+		"secret":    withSecret("a", time.Time{}),
+		"generated": func(r *Registration) { r.Source.Generated = true },
+		"legacy":    func(r *Registration) { r.Legacy = true },
+		"x5t":       func(r *Registration) { r.X5T = true },
+	} {
+		r := tombstone()
+		edit(r)
+		if err := r.Validate(); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: got %v, want ErrInvalid", name, err)
+		}
 	}
 }

@@ -15,8 +15,11 @@ const (
 	MaxSettings  = 16        // settings of a client
 	MaxJWKS      = 128 << 10 // bytes of a registered JWK Set
 	MaxJWKSURI   = 2048      // bytes of a jwks_uri
+	MaxPEM       = 16 << 10  // bytes of a public key or certificate in PEM
+	MaxSealed    = 4 << 10   // bytes of what is kept of a secret, sealed
 	maxAlgorithm = 64        // bytes of a kind, alg or enc
 	maxKeyID     = 255       // bytes of a pinned kid
+	maxDataKey   = 64        // bytes of a data key's id
 )
 
 // ErrInvalid: the record breaks a rule of the registry itself. The error is an
@@ -52,7 +55,7 @@ func (r *Registration) Validate() error {
 		return &InvalidError{"client_id", p}
 	}
 	if r.Deleted {
-		if len(r.Settings) != 0 || len(r.Source.JWKS) != 0 || r.Source.JWKSURI != "" {
+		if len(r.Settings) != 0 || !r.Source.empty() || r.Source.Generated || r.Legacy || r.X5T {
 			return &InvalidError{"deleted", "a tombstone has neither a key source nor settings"}
 		}
 		return nil
@@ -61,7 +64,7 @@ func (r *Registration) Validate() error {
 		return err
 	}
 	if r.Source.empty() && slices.ContainsFunc(r.Settings, func(s Setting) bool { return s.EncryptionAlgorithm != "" }) {
-		return &InvalidError{"source", "there is no key source, and a setting encrypts; give a JWK Set or a jwks_uri"}
+		return &InvalidError{"source", "there is no key source, and a setting encrypts; give a JWK Set, a jwks_uri, a public key in PEM or a client secret"}
 	}
 	switch n := len(r.Settings); {
 	case n == 0:
@@ -81,18 +84,56 @@ func (r *Registration) Validate() error {
 	return nil
 }
 
-func (s Source) empty() bool { return len(s.JWKS) == 0 && s.JWKSURI == "" }
+func (s Source) empty() bool { return !s.hasPublicKeys() && s.Secret == nil }
+
+// hasPublicKeys reports whether there is a source of keys other than the
+// client's secret.
+func (s Source) hasPublicKeys() bool {
+	return len(s.JWKS) != 0 || s.JWKSURI != "" || len(s.PEM) != 0
+}
 
 func (s Source) validate() error {
+	given := 0
+	for _, is := range []bool{len(s.JWKS) != 0, s.JWKSURI != "", len(s.PEM) != 0} {
+		if is {
+			given++
+		}
+	}
 	switch {
-	case len(s.JWKS) != 0 && s.JWKSURI != "":
-		return &InvalidError{"source", "a JWK Set and a jwks_uri are both given; give one"}
+	case given > 1:
+		return &InvalidError{"source", "more than one of a JWK Set, a jwks_uri and a public key in PEM are given; give one"}
+	case s.Generated && len(s.JWKS) == 0:
+		return &InvalidError{"source.generated", "a key that was generated is kept as a JWK Set, and there is none"}
 	case len(s.JWKS) > MaxJWKS:
 		return &InvalidError{"source.jwks", fmt.Sprintf("the JWK Set has %d bytes; at most %d are allowed", len(s.JWKS), MaxJWKS)}
 	case len(s.JWKSURI) > MaxJWKSURI:
 		return &InvalidError{"source.jwks_uri", fmt.Sprintf("the URL has %d bytes; at most %d are allowed", len(s.JWKSURI), MaxJWKSURI)}
 	case !printable(s.JWKSURI):
 		return &InvalidError{"source.jwks_uri", "only printable ASCII may occur in a URL; percent-encode the rest"}
+	case len(s.PEM) > MaxPEM:
+		return &InvalidError{"source.pem", fmt.Sprintf("the PEM text has %d bytes; at most %d are allowed: give the public key or the one certificate", len(s.PEM), MaxPEM)}
+	}
+	if s.Secret == nil {
+		return nil
+	}
+	return s.Secret.validate()
+}
+
+// The years that an expiry can be of: from the first of Unix time to the last of
+// RFC 3339, in which it is stored.
+const firstYear, lastYear = 1970, 9999
+
+func (s *Secret) validate() error {
+	switch {
+	case s.DataKey == "" || len(s.DataKey) > maxDataKey || !printable(s.DataKey) || strings.Contains(s.DataKey, " "):
+		return &InvalidError{"source.secret.data_key", fmt.Sprintf("a data key's id has 1 to %d printable ASCII characters and no space", maxDataKey)}
+	case len(s.Sealed) == 0:
+		return &InvalidError{"source.secret.sealed", "it is empty; leave the secret out where no setting needs it"}
+	case len(s.Sealed) > MaxSealed:
+		return &InvalidError{"source.secret.sealed", fmt.Sprintf("it has %d bytes; at most %d are allowed", len(s.Sealed), MaxSealed)}
+	}
+	if y := s.ExpiresAt.UTC().Year(); !s.ExpiresAt.IsZero() && (y < firstYear || y > lastYear) {
+		return &InvalidError{"source.secret.expires_at", fmt.Sprintf("it lies outside of the years %d to %d; leave it out for a secret that does not expire", firstYear, lastYear)}
 	}
 	return nil
 }
@@ -100,6 +141,9 @@ func (s Source) validate() error {
 func (s Setting) validate(field string) error {
 	if s.Kind == "" {
 		return &InvalidError{field + "kind", "it is empty; name a kind of token, such as ID_TOKEN"}
+	}
+	if shared := s.Kind.SettingKind(); shared != s.Kind {
+		return &InvalidError{field + "kind", fmt.Sprintf("a %s is made as the client's %s is and has no setting of its own; leave it out, and register %s", s.Kind, shared, shared)}
 	}
 	for _, f := range []struct{ name, value string }{
 		{"kind", string(s.Kind)},

@@ -40,6 +40,8 @@ var rules = []rule{
 	{module + "kms/pkcs11", []string{"kms/pkcs11", "cmd", "internal/bench", "e2e"}},
 	{module + "kms/awskms", []string{"kms/awskms", "cmd"}},
 	{module + "kms/local", []string{"kms/local", "cmd", "e2e"}},
+	{module + "kms/datakey", []string{"kms/datakey", "store", "cmd"}},
+	{module + "kms/datakey/datakeytest", []string{"store/storetest"}},
 	{module + "kms", []string{"kms", "signer", "server", "cmd", "store", "e2e", "internal/bench"}},
 	{module + "proto/...", []string{"proto", "server", "client", "cmd", "e2e", "internal/bench"}},
 	{"testing", []string{"kms/kmstest", "kms/pkcs11/softhsmtest", "kms/awskms/awstest", "store/storetest", "interop", "e2e"}},

@@ -15,8 +15,37 @@
 //     stops: everything answers ErrUnavailable until it has been opened anew.
 //     The process stays up, and serves what it holds in memory.
 //
+// # Authentication
+//
+// Every record carries a MAC under a data key (packages envelope, datakey). One
+// that was changed, moved to another place or written by somebody else is
+// never used and is alarmed, in the log and by Tampered:
+//
+//   - A registration is a registry.TamperedError, which whoever may replace the
+//     client can replace; a tombstone likewise.
+//   - A fetched key set is as good as none, and is fetched anew.
+//   - A key ring cannot be read or replaced: a process goes on with the ring it
+//     holds, and one that starts publishes and signs nothing for its issuer.
+//     Only a backup mends it.
+//
+// What is not noticed: a row that is gone, and a row, or the whole file, that
+// was put back to an earlier state of its own. The index of URIs and the mark
+// of a data key that is being retired are not authenticated; they can keep a
+// key set from being kept, or stop writes, and no more.
+//
+// Data keys are unwrapped by a backend, which may be down when the service
+// starts. Registrations and key sets are then unavailable, and nothing can be
+// written. Key rings are handed out unverified, for to publish the public keys
+// must need no HSM, and verifiers that find no keys refuse every token. The
+// price: who can write the file, and choose a start at which the backend is
+// down, can have keys of his own published until it is back. They sign nothing
+// here. The keyring reads its rings again every few seconds; as soon as the
+// data key can be had, a ring that turns out to be forged comes back empty, so
+// that its holder drops it. Once any data key was had, nothing is handed out
+// unverified any more, and a ring that was cannot be written.
+//
 // Records are JSON in an envelope with a version; the file has a schema
-// version of its own, and a newer one is refused. Which change of a record is
+// version of its own, and any other is refused. Which change of a record is
 // right is not decided here: see registry.Decide and package keyring.
 package bolt
 
@@ -34,12 +63,14 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
 
 var (
 	_ registry.Store = (*Store)(nil)
 	_ keyring.Store  = (*Store)(nil)
+	_ datakey.Store  = (*Store)(nil)
 )
 
 // Config says where the store is.
@@ -52,16 +83,26 @@ type Config struct {
 	// file, as one that is shutting down does. Default: 1 s.
 	LockTimeout time.Duration
 
-	// Logger gets warnings about the file, and what made the store stop.
-	// Default: none.
+	// DataKeys says what wraps the data keys that authenticate the records.
+	// Its Store need not be set: the file keeps them. Open asks nothing of
+	// the wrapping key. Required.
+	DataKeys datakey.Config
+
+	// Logger gets warnings about the file, alarms of records that were
+	// tampered with, and what made the store stop. Default: none.
 	Logger *slog.Logger
 }
 
-// Store is an open file. It implements registry.Store and keyring.Store.
+// Store is an open file. It implements registry.Store, keyring.Store and
+// datakey.Store.
 type Store struct {
 	db   *bbolt.DB
 	path string
 	log  *slog.Logger
+
+	keys   *datakey.Keys // never asked in a transaction: it may ask an HSM
+	alarms alarms
+	trust  trust
 
 	// file is what was opened, to notice when path leads elsewhere.
 	file os.FileInfo
@@ -226,10 +267,15 @@ func unavailable(sentinel, err error) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, datakey.ErrUnavailable) && !errors.Is(sentinel, datakey.ErrUnavailable) {
+		// It may wrap the end of a context, and never that of the caller.
+		return fmt.Errorf("%w: %w", sentinel, err)
+	}
 	for _, own := range []error{
 		context.Canceled, context.DeadlineExceeded,
-		registry.ErrNotFound, registry.ErrRevision, registry.ErrInvalid,
+		registry.ErrNotFound, registry.ErrRevision, registry.ErrInvalid, registry.ErrTampered,
 		keyring.ErrNotFound, keyring.ErrRevision, errEncoding,
+		datakey.ErrExists, datakey.ErrNotFound, datakey.ErrInUse,
 	} {
 		if errors.Is(err, own) {
 			return err

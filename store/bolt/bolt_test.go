@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	"github.com/bulla-project/bulla/signer/keyring"
 	"github.com/bulla-project/bulla/store/storetest"
 )
@@ -31,20 +32,37 @@ func TestMain(m *testing.M) {
 // opener opens stores for the conformance suite.
 func opener(t *testing.T) (*Store, func() *Store) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "bulla.db")
-	s := open(t, path)
+	s, reopen, _ := wrapped(t)
+	return s, reopen
+}
+
+// wrapped is opener, with the wrapping key of the store.
+func wrapped(t *testing.T) (*Store, func() *Store, *datakeytest.Wrapper) {
+	t.Helper()
+	path, w := filepath.Join(t.TempDir(), "bulla.db"), datakeytest.NewWrapper()
+	s := openWith(t, path, w)
 	return s, func() *Store {
 		t.Helper()
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		return open(t, path)
-	}
+		s = openWith(t, path, w)
+		return s
+	}, w
 }
+
+// wrapper wraps the data keys of the stores that open opens, in child processes
+// too.
+var wrapper = datakeytest.NewWrapperOf([32]byte{1})
 
 func open(t *testing.T, path string) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path})
+	return openWith(t, path, wrapper)
+}
+
+func openWith(t *testing.T, path string, w *datakeytest.Wrapper) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Config{Path: path, DataKeys: datakeytest.Config(w)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +98,7 @@ func register(t *testing.T, s *Store, i int) {
 func TestURIsAreReadInBatches(t *testing.T) {
 	s, _ := opener(t)
 	s.db.NoSync = true // 700 times fsync is not what is tested
-	const n = 2*uriBatch + 188
+	const n = 2*batchRows + 188
 	for i := range n {
 		register(t, s, i)
 	}
@@ -128,7 +146,7 @@ func TestFileThatOthersCanReadIsWarnedOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	s, err := Open(t.Context(), Config{Path: path, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Open(t.Context(), Config{Path: path, DataKeys: datakeytest.Config(wrapper), Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,13 +200,14 @@ func TestFilesThatAreNoStoreAreRefusedWithAdvice(t *testing.T) {
 		"short":          {write("short", []byte("x")), "not a store of Bulla", true},
 		"cut short":      {write("cut", sound[:len(sound)/4]), "backup", false},
 		"other bbolt":    {edited("other", func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucketMeta) }), "name another file", true},
-		"newer schema":   {edited("newer", setSchema("2")), "run the newer version", true},
+		"newer schema":   {edited("newer", setSchema("3")), "run the newer version", true},
+		"older schema":   {edited("older", setSchema("1")), "delete it and register the clients anew", true},
 		"damaged schema": {edited("damaged", setSchema("one")), "backup", true},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			before, _ := os.ReadFile(tc.path)
-			s, err := Open(t.Context(), Config{Path: tc.path})
+			s, err := Open(t.Context(), Config{Path: tc.path, DataKeys: datakeytest.Config(wrapper)})
 			if err == nil {
 				_ = s.Close()
 				t.Fatal("it was opened")
@@ -210,7 +229,7 @@ func TestSecondOpenIsToldThatTheFileIsInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bulla.db")
 	first := open(t, path)
 	began := time.Now()
-	_, err := Open(t.Context(), Config{Path: path})
+	_, err := Open(t.Context(), Config{Path: path, DataKeys: datakeytest.Config(wrapper)})
 	if took := time.Since(began); !errors.Is(err, ErrInUse) || took > 3*time.Second {
 		t.Fatalf("got %v after %s, want ErrInUse after about 1 s", err, took)
 	}
@@ -287,24 +306,6 @@ func TestNothingIsWrittenToAFileThatIsGone(t *testing.T) {
 	}
 }
 
-func TestDamagedRecordIsUnavailableAndNotUnknown(t *testing.T) {
-	s, _ := opener(t)
-	for i, value := range []string{"", "{", `{"version":2,"record":{}}`, `{"version":1,"record":[]}`, `{"version":1}`, `null`} {
-		register(t, s, i)
-		k := key("main", fmt.Sprintf("app-%d", i))
-		if err := s.db.Update(func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketRegistrations).Put(k, []byte(value))
-		}); err != nil {
-			t.Fatal(err)
-		}
-		_, err := s.Get(t.Context(), "main", fmt.Sprintf("app-%d", i))
-		wantUnavailable(t, "Get of "+value, err)
-		// Least of all is a damaged record replaced as if there were none.
-		_, err = s.Put(t.Context(), client(i), 0)
-		wantUnavailable(t, "Put over "+value, err)
-	}
-}
-
 // A commit that fails after bbolt has written the meta page leaves unknown
 // what the disk holds.
 func TestStoreStopsWhenItIsUnknownWhetherAWriteIsDurable(t *testing.T) {
@@ -332,6 +333,7 @@ func TestStoreStopsWhenItIsUnknownWhetherAWriteIsDurable(t *testing.T) {
 
 func TestStoreGoesOnWhenAWriteFailedBeforeItCounted(t *testing.T) {
 	s, _ := opener(t)
+	register(t, s, 2) // which makes the data key
 	diskFull := errors.New("no space left")
 	s.commit = func(tx *bbolt.Tx) error { return errors.Join(tx.Rollback(), diskFull) }
 	_, err := s.Put(t.Context(), client(1), 0)

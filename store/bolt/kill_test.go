@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	"github.com/bulla-project/bulla/store/storetest"
 )
 
@@ -26,7 +27,7 @@ const childEnv = "BULLA_TEST_STORE"
 // what has been acknowledged, until it is killed.
 func child(path string) int {
 	ctx := context.Background()
-	s, err := Open(ctx, Config{Path: path})
+	s, err := Open(ctx, Config{Path: path, DataKeys: datakeytest.Config(wrapper)})
 	if err != nil {
 		fmt.Println("error", err)
 		return 1
@@ -96,7 +97,7 @@ func TestKillLosesNothingThatWasAcknowledged(t *testing.T) {
 
 		// After each round: what the child said it had is there, and the file
 		// is sound.
-		s, err := Open(t.Context(), Config{Path: path})
+		s, err := Open(t.Context(), Config{Path: path, DataKeys: datakeytest.Config(wrapper)})
 		if err != nil {
 			t.Fatal(err)
 		}

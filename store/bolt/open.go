@@ -14,10 +14,14 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/bulla-project/bulla/kms/datakey"
 )
 
 // schema is the version of the file's layout that this code reads and writes.
-const schema = 1
+//
+// Schema 1 had records without MACs, and was in no released version.
+const schema = 2
 
 // defaultLockTimeout is the default of Config.LockTimeout.
 const defaultLockTimeout = time.Second
@@ -27,7 +31,7 @@ var (
 	// file serves one process.
 	ErrInUse = errors.New("store is in use by another process")
 
-	// ErrSchema: the file is of a newer version of Bulla, or is none of its
+	// ErrSchema: the file is of another version of Bulla, or is none of its
 	// files. Nothing was changed.
 	ErrSchema = errors.New("store cannot be read by this version")
 )
@@ -38,19 +42,25 @@ var (
 	bucketMeta = []byte("bulla")
 	keySchema  = []byte("schema")
 
+	// In envelopes, with a MAC each:
+	//
 	// bucketRegistrations: issuer NUL client_id -> registry.Registration.
 	bucketRegistrations = []byte("registrations")
-	// bucketURIs: jwks_uri NUL issuer NUL client_id -> nothing, one entry for
-	// each live registration with a jwks_uri.
-	bucketURIs = []byte("uris")
 	// bucketKeySets: jwks_uri -> registry.KeySet.
 	bucketKeySets = []byte("keysets")
 	// bucketRings: issuer NUL algorithm -> keyring.Ring.
 	bucketRings = []byte("rings")
+
+	// bucketURIs: jwks_uri NUL issuer NUL client_id -> nothing, one entry for
+	// each live registration with a jwks_uri. What it says is only believed
+	// where a registration confirms it, or where it does not matter.
+	bucketURIs = []byte("uris")
+	// bucketDataKeys: id -> dataKey, authenticated by its wrapping.
+	bucketDataKeys = []byte("datakeys")
 )
 
 // Open opens the file, and creates it if it is not there. It fails at once if
-// the file is not a store or of a newer version (ErrSchema), and after
+// the file is not a store or of another version (ErrSchema), and after
 // Config.LockTimeout if another process holds it (ErrInUse).
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Path == "" {
@@ -77,14 +87,20 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		wait = max(min(wait, time.Until(deadline)), time.Millisecond)
 	}
 
-	if err := ensureFile(path); err != nil {
-		return nil, err
-	}
 	s := &Store{
 		path:   path,
 		log:    log,
 		writer: make(chan struct{}, 1),
 		commit: (*bbolt.Tx).Commit,
+		alarms: alarms{log: log},
+	}
+	keys := cfg.DataKeys
+	keys.Store = s
+	if s.keys, err = datakey.New(ctx, keys); err != nil {
+		return nil, fmt.Errorf("store %s: %w", path, err)
+	}
+	if err := ensureFile(path); err != nil {
+		return nil, err
 	}
 	if err := s.open(wait); err != nil {
 		return nil, err
@@ -144,7 +160,7 @@ func create(path string) (err error) {
 }
 
 func layOut(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketRegistrations, bucketURIs, bucketKeySets, bucketRings} {
+	for _, name := range [][]byte{bucketMeta, bucketRegistrations, bucketURIs, bucketKeySets, bucketRings, bucketDataKeys} {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
 		}
@@ -212,6 +228,8 @@ func checkSchema(tx *bbolt.Tx) error {
 	switch {
 	case err != nil || version < 1:
 		return fmt.Errorf("%w: its schema version is damaged; restore it from a backup", ErrSchema)
+	case version < schema:
+		return fmt.Errorf("%w: it has schema %d, of a version before the first release, whose records nothing authenticates; delete it and register the clients anew", ErrSchema, version)
 	case version > schema:
 		return fmt.Errorf("%w: it has schema %d and this version knows %d; run the newer version, or restore the backup made before the upgrade", ErrSchema, version, schema)
 	}

@@ -3,106 +3,147 @@ package bolt
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"go.etcd.io/bbolt"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/store/envelope"
 )
+
+func registrationRow(issuer, clientID string) envelope.Row {
+	return envelope.Row{Kind: envelope.Registration, Key: envelope.Key(issuer, clientID)}
+}
 
 // Get returns the registration of a client (registry.Store).
 func (s *Store) Get(ctx context.Context, issuer, clientID string) (*registry.Registration, error) {
-	var reg *registry.Registration
-	err := s.view(ctx, func(tx *bbolt.Tx) (err error) {
-		reg, err = getRegistration(tx, issuer, clientID)
-		return err
-	})
+	row := registrationRow(issuer, clientID)
+	value, err := s.read(ctx, row)
 	if err != nil {
 		return nil, unavailable(registry.ErrUnavailable, err)
 	}
-	return reg, nil
-}
-
-func getRegistration(tx *bbolt.Tx, issuer, clientID string) (*registry.Registration, error) {
-	k := key(issuer, clientID)
-	v := tx.Bucket(bucketRegistrations).Get(k)
-	if v == nil {
+	if value == nil {
 		return nil, registry.ErrNotFound
 	}
-	return decode[registry.Registration](k, v)
+	reg, err := s.registration(ctx, row, value)
+	return reg, unavailable(registry.ErrUnavailable, err)
+}
+
+// registration verifies and reads the value of a registration's row.
+func (s *Store) registration(ctx context.Context, row envelope.Row, value []byte) (*registry.Registration, error) {
+	record, err := s.verify(ctx, row, value)
+	if errors.Is(err, envelope.ErrTampered) {
+		return nil, &registry.TamperedError{Revision: claimedRevision(value)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return decode[registry.Registration](record)
+}
+
+// claimedRevision is the revision that a value which fails its authentication
+// says it has, so that it can be replaced by who names it. It is never 0, which
+// would let the row be replaced by who may only create, and it can be counted
+// on from.
+func claimedRevision(value []byte) uint64 {
+	var claim struct {
+		Revision uint64 `json:"revision"`
+	}
+	if err := json.Unmarshal(envelope.Claimed(value), &claim); err != nil || claim.Revision < 1 || claim.Revision > math.MaxInt32 {
+		return 1
+	}
+	return claim.Revision
 }
 
 // Put writes a registration over the revision the caller expects
-// (registry.Store). A record out of shape is registry.ErrInvalid.
+// (registry.Store). A record out of shape is registry.ErrInvalid. Over a record
+// that fails its authentication, the expected revision is that of its
+// registry.TamperedError; nothing of that record is taken over.
 func (s *Store) Put(ctx context.Context, reg registry.Registration, expect uint64) (*registry.Registration, error) {
 	if err := reg.Validate(); err != nil {
 		return nil, err
 	}
+	row := registrationRow(reg.Issuer, reg.ClientID)
 	var written *registry.Registration
-	err := s.update(ctx, func(tx *bbolt.Tx) (err error) {
-		written, err = putRegistration(tx, reg, expect)
-		return err
+	err := s.change(ctx, row, func(seen []byte) ([]byte, func(*bbolt.Tx) error, error) {
+		old := new(registry.Registration) // revision 0: there is none
+		tampered := new(registry.TamperedError)
+		var err error
+		if seen != nil {
+			old, err = s.registration(ctx, row, seen)
+		}
+		lost := errors.As(err, &tampered)
+		if lost {
+			old, err = &registry.Registration{Revision: tampered.Revision, Deleted: true}, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if old.Revision != expect {
+			return nil, nil, fmt.Errorf("%w: %d was expected, the store has %d", registry.ErrRevision, expect, old.Revision)
+		}
+		next := successor(reg, old)
+		value, raw, err := s.seal(ctx, row, next)
+		if err != nil {
+			return nil, nil, err
+		}
+		// Decoded from what is stored: it shares no memory with the caller's.
+		if written, err = decode[registry.Registration](raw); err != nil {
+			return nil, nil, err
+		}
+		return value, func(tx *bbolt.Tx) error {
+			if sec := next.Source.Secret; sec != nil && !takesNew(tx, sec.DataKey) {
+				return errSecretRetired
+			}
+			if lost {
+				if err := dropURIs(tx, row); err != nil {
+					return err
+				}
+			}
+			return moveURI(tx, old, next)
+		}, nil
 	})
 	if err != nil {
 		return nil, unavailable(registry.ErrUnavailable, err)
 	}
+	s.alarms.sound(row)
 	return written, nil
 }
 
-func putRegistration(tx *bbolt.Tx, reg registry.Registration, expect uint64) (*registry.Registration, error) {
-	k := key(reg.Issuer, reg.ClientID)
-	bucket := tx.Bucket(bucketRegistrations)
-	old := new(registry.Registration) // revision 0: there is none
-	if v := bucket.Get(k); v != nil {
-		var err error
-		if old, err = decode[registry.Registration](k, v); err != nil {
-			return nil, err
-		}
-	}
-	if old.Revision != expect {
-		return nil, fmt.Errorf("%w: %d was expected, the store has %d", registry.ErrRevision, expect, old.Revision)
-	}
+// errSecretRetired is a secret that was sealed before its data key went out of
+// use, and is written after.
+var errSecretRetired = errors.New("the data key that seals the client's secret is gone from the store or is being retired; send the request again")
 
+// successor is reg as it follows on old.
+func successor(reg registry.Registration, old *registry.Registration) *registry.Registration {
 	// Microseconds are what every store can keep.
 	reg.UpdatedAt = time.Now().UTC().Truncate(time.Microsecond)
 	reg.CreatedAt = old.CreatedAt
-	if old.Revision == 0 || old.Deleted && !reg.Deleted {
+	if old.Revision == 0 || old.CreatedAt.IsZero() || old.Deleted && !reg.Deleted {
 		reg.CreatedAt = reg.UpdatedAt
 	}
 	reg.Revision = old.Revision + 1
-
-	v, err := encode(reg)
-	if err != nil {
-		return nil, err
-	}
-	if err := bucket.Put(k, v); err != nil {
-		return nil, err
-	}
-	if err := moveURI(tx, old, &reg); err != nil {
-		return nil, err
-	}
-	// Decoded from what is stored: it shares no memory with the caller's.
-	return decode[registry.Registration](k, v)
+	return &reg
 }
 
 // moveURI brings the index of URIs from the old record to the new one, and
 // drops the key set that no live registration names any more.
 func moveURI(tx *bbolt.Tx, old, reg *registry.Registration) error {
 	was, is := namedURI(old), namedURI(reg)
-	if was == is {
-		return nil
-	}
 	index := tx.Bucket(bucketURIs)
-	if is != "" {
-		if err := index.Put(key(is, reg.Issuer, reg.ClientID), nil); err != nil {
+	if is != "" { // also if it was: the index may have lost it
+		if err := index.Put(envelope.Key(is, reg.Issuer, reg.ClientID), nil); err != nil {
 			return err
 		}
 	}
-	if was == "" {
+	if was == "" || was == is {
 		return nil
 	}
-	if err := index.Delete(key(was, reg.Issuer, reg.ClientID)); err != nil {
+	if err := index.Delete(envelope.Key(was, reg.Issuer, reg.ClientID)); err != nil {
 		return err
 	}
 	if named(tx, was) {
@@ -121,34 +162,73 @@ func namedURI(r *registry.Registration) string {
 
 // named reports whether a live registration names the URI.
 func named(tx *bbolt.Tx, uri string) bool {
-	prefix := key(uri, "")
+	prefix := envelope.Key(uri, "")
 	k, _ := tx.Bucket(bucketURIs).Cursor().Seek(prefix)
 	return bytes.HasPrefix(k, prefix)
 }
 
-// List returns live registrations in the order of their client_id
-// (registry.Store).
-func (s *Store) List(ctx context.Context, issuer, from string, limit int) ([]*registry.Registration, error) {
-	var list []*registry.Registration
-	err := s.view(ctx, func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucketRegistrations).Cursor()
-		prefix := key(issuer, "")
-		for k, v := c.Seek(key(issuer, from)); bytes.HasPrefix(k, prefix) && len(list) < limit; k, v = c.Next() {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			reg, err := decode[registry.Registration](k, v)
-			if err != nil {
-				return err
-			}
-			if !reg.Deleted {
-				list = append(list, reg)
-			}
+// dropURIs takes all entries of a client out of the index, and drops the key
+// sets that no live registration names any more. It is for a client of which
+// it is not known what it named, and walks the whole index.
+func dropURIs(tx *bbolt.Tx, row envelope.Row) error {
+	index := tx.Bucket(bucketURIs)
+	suffix := append([]byte{0}, row.Key...)
+	var entries [][]byte
+	if err := index.ForEach(func(k, _ []byte) error {
+		if bytes.HasSuffix(k, suffix) {
+			entries = append(entries, bytes.Clone(k))
 		}
 		return nil
-	})
-	if err != nil {
-		return nil, unavailable(registry.ErrUnavailable, err)
+	}); err != nil {
+		return err
+	}
+	for _, k := range entries {
+		if err := index.Delete(k); err != nil {
+			return err
+		}
+		uri := bytes.TrimSuffix(k, suffix)
+		if named(tx, string(uri)) {
+			continue
+		}
+		if err := tx.Bucket(bucketKeySets).Delete(uri); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// List returns live registrations in the order of their client_id, and in the
+// place of a row that fails its authentication its name (registry.Store). A
+// client that is registered or deleted meanwhile may or may not be among them.
+func (s *Store) List(ctx context.Context, issuer, from string, limit int) ([]*registry.Registration, error) {
+	prefix := envelope.Key(issuer, "")
+	seek := envelope.Key(issuer, from)
+	var list []*registry.Registration
+	for more := true; more && len(list) < limit; {
+		var rows []stored
+		var err error
+		rows, more, err = s.batch(ctx, envelope.Registration, prefix, seek, limit-len(list))
+		if err != nil {
+			return nil, unavailable(registry.ErrUnavailable, err)
+		}
+		for _, r := range rows {
+			seek = after(r.Key)
+			reg, err := s.registration(ctx, r.Row, r.value)
+			tampered := new(registry.TamperedError)
+			switch {
+			case errors.As(err, &tampered):
+				clientID := string(r.Key[len(prefix):])
+				if registry.NameProblem(clientID) != "" {
+					continue // not even the name of a client; the log has it
+				}
+				reg = &registry.Registration{Issuer: issuer, ClientID: clientID, Revision: tampered.Revision, Tampered: true}
+			case err != nil:
+				return nil, unavailable(registry.ErrUnavailable, err)
+			case reg.Deleted:
+				continue
+			}
+			list = append(list, reg)
+		}
 	}
 	return list, nil
 }

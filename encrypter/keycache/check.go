@@ -1,0 +1,154 @@
+package keycache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter/jwks"
+	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/encrypter/secrets"
+)
+
+// Check tries out a registration before it is stored: its keys are parsed,
+// opened, or fetched within the call, one must fit each setting that encrypts,
+// and a token must come out. What a URL gives that is no good set is not told
+// apart from a URL that gives nothing. Errors: registry.ErrInvalid (as a
+// *registry.InvalidError) if a setting and the key sources do not go together,
+// jwks.ErrRejected for keys that are registered as they are,
+// jwks.ErrKeyRejected if a key would fit had it passed the checks, ErrUnusable,
+// ErrUnavailable (as a *FetchError), registry.ErrUnavailable, or the context's.
+func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status, error) {
+	r, now := c.rules(reg, false), time.Now()
+	if err := checkSources(reg, now); err != nil {
+		return nil, err
+	}
+	derived, err := c.derived(ctx, reg, r, now)
+	if err != nil {
+		return nil, err
+	}
+	status, set, err := c.look(ctx, reg)
+	if err != nil {
+		return nil, err
+	}
+	from := chooser{rules: r, set: set, derived: derived, certificateAt: now}
+	err = status.choose(reg, from, now)
+	var noKey *jwks.NoKeyError
+	if errors.As(err, &noKey) && errors.Is(err, jwks.ErrKeyRejected) {
+		return nil, noKey // whoever registers brings the key: it is at fault
+	}
+	if err != nil {
+		return nil, err
+	}
+	status.secret(reg, nil, now)
+	for _, recipient := range status.Recipients {
+		if err := try(recipient); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.tryLogout(ctx, reg, from, now); err != nil {
+		return nil, err
+	}
+	return status, nil
+}
+
+// look gets the public keys of a registration that is not yet in force.
+func (c *Cache) look(ctx context.Context, reg *registry.Registration) (*Status, *jwks.Set, error) {
+	uri := reg.Source.JWKSURI
+	if uri == "" {
+		set, err := c.parseSet(reg.Source)
+		return staticStatus(reg), set, err
+	}
+	state, err := c.fetched(ctx, uri, false)
+	var failed *FetchError
+	if errors.As(err, &failed) {
+		// Whether others still have an old set is nothing to the caller.
+		return nil, nil, &FetchError{ID: failed.ID, RetryAfter: failed.RetryAfter, Err: ErrUnavailable}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.fetchedStatus(reg, state), state.set.parsed(), nil
+}
+
+// checkSources holds the settings of a registration against its key sources: by
+// the algorithms alone, before anything is opened or fetched.
+func checkSources(reg *registry.Registration, now time.Time) error {
+	source := reg.Source
+	public := len(source.JWKS) > 0 || source.JWKSURI != "" || len(source.PEM) > 0
+	for _, s := range reg.Settings {
+		// By its kind and not its place: settings have been sorted since.
+		wrong := func(format string, args ...any) error {
+			return &registry.InvalidError{Field: "settings", Problem: fmt.Sprintf("%s: ", s.Kind) + fmt.Sprintf(format, args...)}
+		}
+		switch {
+		case secrets.Signs(s.SigningAlgorithm) && source.Secret == nil:
+			return wrong("%s signs with the client's secret; register that, or choose an algorithm of the issuer's keys", s.SigningAlgorithm)
+		case s.EncryptionAlgorithm == "":
+		case symmetric(s) && source.Secret == nil:
+			return wrong("%s takes the client's secret; register that, or choose an algorithm for a public key", s.EncryptionAlgorithm)
+		case symmetric(s) && s.KeyID != "":
+			return wrong("a key that is derived from the client's secret has no kid to pin; leave key_id out")
+		case !symmetric(s) && !public:
+			return wrong("%s takes a public key of the client; register a JWK Set, a jwks_uri or a public key in PEM, or choose an algorithm for the client's secret", s.EncryptionAlgorithm)
+		}
+	}
+	if source.Secret != nil && secretExpired(source.Secret.ExpiresAt, now) != nil {
+		return &registry.InvalidError{Field: "source.secret.expires_at", Problem: "the client's secret has expired already; give the client a new one, and register that"}
+	}
+	return nil
+}
+
+// trial is what a trial encryption encloses: three parts, like a signed token.
+const trial = "eyJhbGciOiJub25lIn0.e30.AA"
+
+// try makes a token for a recipient and throws it away.
+func try(r Recipient) error {
+	if _, err := r.Encrypt([]byte(trial)); err != nil {
+		return fmt.Errorf("%w: %s: a trial encryption failed: %w", ErrUnusable, r.Setting.Kind, err)
+	}
+	return nil
+}
+
+// tryLogout tries the recipient of logout tokens, which differs from that of ID
+// tokens in its header: the issuer's URL may make it too long. A service that
+// knows no URL issues no logout tokens.
+func (c *Cache) tryLogout(ctx context.Context, reg *registry.Registration, from chooser, now time.Time) error {
+	setting, ok := reg.Setting(registry.LogoutToken)
+	from.rules = c.rules(reg, true)
+	if !ok || setting.EncryptionAlgorithm == "" || from.rules.iss == "" {
+		return nil
+	}
+	only := *reg
+	only.Settings = []registry.Setting{setting}
+	if symmetric(setting) {
+		var err error
+		if from.derived, err = c.derived(ctx, &only, from.rules, now); err != nil {
+			return err
+		}
+	}
+	var logout Status
+	if err := logout.choose(&only, from, now); err != nil {
+		return fmt.Errorf("as %s: %w", registry.LogoutToken, err)
+	}
+	for _, r := range logout.Recipients {
+		if err := try(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Keep stores the key set of a URL that a registration has just come to name.
+// Errors: registry.ErrUnavailable.
+func (c *Cache) Keep(ctx context.Context, uri string) error {
+	src := c.sources.get(uri)
+	if src == nil {
+		return nil
+	}
+	if state := src.state.Load(); state.set == nil && state.Failures == 0 {
+		return nil // never fetched: nothing to keep
+	}
+	return c.save(ctx, src)
+}

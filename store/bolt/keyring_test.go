@@ -1,0 +1,140 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/signer"
+	"github.com/bulla-project/bulla/signer/keyring"
+)
+
+// noBackend is a backend that is down.
+type noBackend struct{}
+
+func (noBackend) OpenKey(context.Context, string, kms.Algorithm) (kms.Key, error) {
+	return nil, kms.ErrUnavailable
+}
+func (noBackend) Check(context.Context) error { return kms.ErrUnavailable }
+func (noBackend) Close() error                { return nil }
+
+var location = keyring.Location{Backend: "hsm", Ref: "object=login"}
+
+// runKeyring runs a keyring on a store until the end of the test.
+func runKeyring(t *testing.T, s *Store) *keyring.Keyring {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	k, err := keyring.New(ctx, keyring.Config{
+		Store: s, Backends: map[string]kms.Backend{"hsm": noBackend{}},
+		Issuers:        []keyring.Issuer{{Name: "main", Keys: []keyring.Key{{Algorithm: kms.ES256, Locations: []keyring.Location{location}}}}},
+		ReloadInterval: 5 * time.Millisecond, RetryMin: 5 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = k.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return k
+}
+
+// newEntry is an active signing key, and its kid.
+func newEntry(t *testing.T) (keyring.Entry, string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwk, err := signer.PublicJWK(key.Public(), kms.ES256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kid, err := signer.Thumbprint(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
+	return keyring.Entry{KeyID: kid, PublicJWK: jwk, Locations: []keyring.Location{location}, PublishAt: at, ActivateAt: at}, kid
+}
+
+// published waits until a keyring publishes the key, or no key at all ("").
+func published(t *testing.T, k *keyring.Keyring, kid, when string) {
+	t.Helper()
+	var doc []byte
+	var err error
+	for range 1000 {
+		doc, _, _, err = k.JWKS("main")
+		if kid == "" && err != nil || kid != "" && bytes.Contains(doc, []byte(kid)) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Errorf("%s: got %s, %v; want key %q", when, doc, err, kid)
+}
+
+// What the store says of a tampered ring has to make the keyring do the right
+// thing.
+func TestForgedKeysAreNotPublishedForLong(t *testing.T) {
+	sound, kid := newEntry(t)
+	forged, evil := newEntry(t)
+	s, reopen, w := wrapped(t)
+	ring := keyring.Ring{Issuer: "main", Algorithm: kms.ES256, Entries: []keyring.Entry{sound}}
+	if _, err := s.PutRing(t.Context(), ring, 0); err != nil {
+		t.Fatal(err)
+	}
+	row := ringRow("main", kms.ES256)
+	value, err := s.read(t.Context(), row)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := bytes.ReplaceAll(value, sound.PublicJWK, forged.PublicJWK)
+	bad = bytes.ReplaceAll(bad, []byte(kid), []byte(evil))
+	write := func(value []byte) {
+		t.Helper()
+		edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(bucketRings).Put(row.Key, value) })
+	}
+
+	t.Run("a process that runs goes on with what it holds", func(t *testing.T) {
+		k := runKeyring(t, s)
+		published(t, k, kid, "at first")
+		write(bad)
+		for s.Tampered() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(20 * time.Millisecond)
+		published(t, k, kid, "with a forged ring in the store")
+	})
+	t.Run("a process that starts publishes nothing", func(t *testing.T) {
+		s = reopen()
+		k := runKeyring(t, s)
+		for s.Tampered() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		if doc, _, _, err := k.JWKS("main"); !errors.Is(err, keyring.ErrUnavailable) {
+			t.Errorf("got %s, %v; want ErrUnavailable", doc, err)
+		}
+		write(value)
+		published(t, k, kid, "after the sound ring was put back")
+	})
+	t.Run("one that starts without a backend drops them when it is back", func(t *testing.T) {
+		write(bad)
+		w.SetDown(true)
+		s = reopen()
+		k := runKeyring(t, s)
+		published(t, k, evil, "at first")
+		w.SetDown(false)
+		published(t, k, "", "with the backend back")
+		time.Sleep(20 * time.Millisecond)
+		published(t, k, "", "later")
+		write(value)
+		published(t, k, kid, "after the sound ring was put back")
+	})
+}
