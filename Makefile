@@ -32,6 +32,12 @@ test: ## Everything: lint, unit, race, fuzz seeds, end-to-end, interop
 	$(GO) test -race -timeout 20m ./...
 	$(GO) test -run 'Memory|Alloc' ./encrypter/... # the race detector changes what they measure
 
+.PHONY: interop
+interop: ## Other people's JOSE libraries open every kind of token; writes docs/interop.md
+	@scripts/install.sh interop
+	@$(MAKE) --no-print-directory build
+	BULLA_INTEROP_WRITE=1 BULLA_BINARY=$(CURDIR)/bin/bulla $(GO) test -count=1 -timeout 20m -v ./interop
+
 .PHONY: lint
 lint: $(LINT) $(NPM_TOOLS) ## Formatting, golangci-lint, the API's form, compatibility and generated code
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt -w these:"; echo "$$out"; exit 1; }

@@ -64,17 +64,13 @@ func mustSignAgain(t testing.TB, s *harness.Service, admin *client.Client, clien
 func TestWrongPINIsTriedOnce(t *testing.T) {
 	t.Parallel()
 	token := harness.NewToken(t, "e2e-pin", kms.ES256)
-	token.SetPIN("000000")
-	s := harness.New(t, harness.Config{Token: token, CA: shared.ca})
-	s.Run(t)
-	s.WaitLive(t)
+	s := harness.Start(t, harness.Config{Token: token, CA: shared.ca})
 	admin := s.Caller(t, harness.Admin)
-	mustRegister(t, admin, withJWKS("pin", harness.JWKS(anyKey()))) // needs no HSM
+	mustRegister(t, admin, withJWKS("pin", harness.JWKS(anyKey())))
+	s.Terminate(t)
+	token.SetPIN("000000")
+	s.Run(t)
 	mustNotSign(t, s, admin, "pin", "PIN")
-	// An empty set, once cached, would outlive the trouble.
-	if code, header, body := s.Get(t, s.HTTP, "/jwks/main"); code != http.StatusServiceUnavailable || header.Get("Cache-Control") != "" {
-		t.Errorf("jwks of keys that nobody has seen: %d %v %s, want 503 and nothing to cache", code, header, body)
-	}
 	// The service goes on trying to open its keys, and callers go on asking.
 	for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(200 * time.Millisecond) {
 		_, err := admin.Tokens.SignAndEncrypt(t.Context(), idToken("pin"))
@@ -104,10 +100,24 @@ func TestMissingTokenIsWaitedFor(t *testing.T) {
 	s.Run(t)
 	s.WaitLive(t)
 	admin := s.Caller(t, harness.Admin)
-	mustRegister(t, admin, withJWKS("token", harness.JWKS(anyKey())))
-	mustNotSign(t, s, admin, "token", "e2e-missing")
+	// Nothing is stored that nothing could authenticate.
+	_, err := admin.ClientKeys.RegisterClientKey(t.Context(), withJWKS("token", harness.JWKS(anyKey())))
+	mustFail(t, err, "SIGNING_KEY_UNAVAILABLE", "try again later")
+	harness.Eventually(t, func() error {
+		if _, _, body := s.Get(t, s.Ops, "/readyz"); !strings.Contains(body, "e2e-missing") {
+			return errorf("/readyz: %q, want the token's name in it", body)
+		}
+		return nil
+	})
+	// An empty set, once cached, would outlive the trouble.
+	if code, header, body := s.Get(t, s.HTTP, "/jwks/main"); code != http.StatusServiceUnavailable || header.Get("Cache-Control") != "" {
+		t.Errorf("jwks of keys that nobody has seen: %d %v %s, want 503 and nothing to cache", code, header, body)
+	}
 	token.Init()
+	harness.AddWrappingKey(token)
 	harness.AddKeys(token, kms.ES256)
+	s.WaitReady(t)
+	mustRegister(t, admin, withJWKS("token", harness.JWKS(anyKey())))
 	mustSignAgain(t, s, admin, "token")
 }
 
@@ -115,13 +125,14 @@ func TestMissingModuleIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	token := harness.NewToken(t, "e2e-module", kms.ES256)
 	module := filepath.Join(t.TempDir(), "module.so")
-	s := harness.New(t, harness.Config{Token: token, CA: shared.ca, Edit: func(tree harness.M) {
-		tree["backends"].(harness.M)["hsm"].(harness.M)["pkcs11"].(harness.M)["module"] = module
-	}})
-	s.Run(t)
-	s.WaitLive(t)
+	s := harness.Start(t, harness.Config{Token: token, CA: shared.ca})
 	admin := s.Caller(t, harness.Admin)
 	mustRegister(t, admin, withJWKS("module", harness.JWKS(anyKey())))
+	s.Terminate(t)
+	s.Reconfigure(t, func(tree harness.M) {
+		tree["backends"].(harness.M)["hsm"].(harness.M)["pkcs11"].(harness.M)["module"] = module
+	})
+	s.Run(t)
 	mustNotSign(t, s, admin, "module", module)
 	if err := os.Symlink(token.Module, module); err != nil {
 		t.Fatal(err)

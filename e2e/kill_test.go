@@ -22,7 +22,7 @@ func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
 	acknowledged := map[string]string{}
 	for round := range 6 {
 		s.Run(t)
-		s.WaitLive(t)
+		s.WaitReady(t)                 // nothing is stored while the wrapping key cannot be had
 		admin := s.CallerWith(t, leaf) // a new connection: none that waits before it tries again
 		var workers sync.WaitGroup
 		for w := range 4 {

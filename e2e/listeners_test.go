@@ -207,13 +207,14 @@ func TestSigningKeysAndMetadataSayWhatIsReallyThere(t *testing.T) {
 	if err := json.Unmarshal(res.GetMetadata(), &got); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{
-		"id_token_signing_alg_values_supported": "PS256", "id_token_encryption_alg_values_supported": "RSA-OAEP-256",
-		"id_token_encryption_enc_values_supported": "A256GCM", "userinfo_signing_alg_values_supported": "PS256",
-		"userinfo_encryption_alg_values_supported": "RSA-OAEP-256", "userinfo_encryption_enc_values_supported": "A256GCM",
-	} {
-		if !slices.Equal(got[name], []string{want}) {
-			t.Errorf("%s: got %v, want only %s", name, got[name], want)
+	for _, kind := range []string{"id_token", "userinfo", "authorization", "introspection"} {
+		for member, want := range map[string][]string{
+			"_signing_alg_values_supported":    {"PS256", "HS256", "HS384", "HS512"},
+			"_encryption_alg_values_supported": {"RSA-OAEP-256"}, "_encryption_enc_values_supported": {"A256GCM"},
+		} {
+			if !slices.Equal(got[kind+member], want) {
+				t.Errorf("%s: got %v, want %v", kind+member, got[kind+member], want)
+			}
 		}
 	}
 }
@@ -227,8 +228,13 @@ func TestDevelopmentNeedsNeitherCertificatesNorAnHSM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	wrap, err := local.CreateWrapping(keys, "wrap")
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := harness.Start(t, harness.Config{
 		Plaintext: true,
+		Wrapping:  harness.M{"backend": "dev", "key": wrap},
 		Issuers:   []harness.M{{"name": harness.Issuer, "iss": harness.IssuerURL, "signing_keys": []harness.M{{"algorithm": "ES256", "keys": []string{"dev:" + ref}}}}},
 		Edit: func(tree harness.M) {
 			tree["backends"] = harness.M{"dev": harness.M{"local": harness.M{"path": keys}}}

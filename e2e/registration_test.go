@@ -266,26 +266,25 @@ func TestBadRegistrationsAreRefusedWithWhatToDo(t *testing.T) {
 		{"no issuer where there are two", with(func(r *bullav1.RegisterClientKeyRequest) { r.Issuer = "" }), 0, "ISSUER_UNKNOWN", nil},
 		{"unknown alg", with(func(r *bullav1.RegisterClientKeyRequest) { r.Settings[0].EncryptionAlgorithm = "RSA-OAEP-257" }), 0, "ALGORITHM_NOT_ALLOWED", []string{"RSA-OAEP-256"}},
 		{"unknown enc", with(func(r *bullav1.RegisterClientKeyRequest) { r.Settings[0].ContentEncryption = "A512GCM" }), 0, "ALGORITHM_NOT_ALLOWED", []string{"A256GCM"}},
-		{"unknown signing alg", with(func(r *bullav1.RegisterClientKeyRequest) { r.Settings[0].SigningAlgorithm = "HS256" }), 0, "ALGORITHM_NOT_ALLOWED", []string{"ES256"}},
+		{"unknown signing alg", with(func(r *bullav1.RegisterClientKeyRequest) { r.Settings[0].SigningAlgorithm = "ES257" }), 0, "ALGORITHM_NOT_ALLOWED", []string{"ES256"}},
+		{"HS256 without a secret", with(func(r *bullav1.RegisterClientKeyRequest) { r.Settings[0].SigningAlgorithm = "HS256" }), codes.InvalidArgument, "", []string{"settings[0].signing_algorithm", "client_secret"}},
 		{"alg outside the issuer's policy", with(func(r *bullav1.RegisterClientKeyRequest) {
 			r.Issuer, r.Settings[0].EncryptionAlgorithm = narrow, "RSA-OAEP"
 		}), 0, "ALGORITHM_NOT_ALLOWED", []string{"RSA-OAEP-256"}},
 		{"an alg that no key fits", with(func(r *bullav1.RegisterClientKeyRequest) { r.Settings[0].EncryptionAlgorithm = "ECDH-ES" }), 0, "CLIENT_KEY_UNUSABLE", nil},
 		{"a pinned key that is not there", with(func(r *bullav1.RegisterClientKeyRequest) { r.Settings[0].KeyId = "elsewhere" }), 0, "CLIENT_KEY_UNUSABLE", nil},
-		{"a kind that this version does not make", with(func(r *bullav1.RegisterClientKeyRequest) {
+		{"a setting for logout tokens", with(func(r *bullav1.RegisterClientKeyRequest) {
 			r.Settings[0].TokenKind = bullav1.TokenKind_TOKEN_KIND_LOGOUT_TOKEN
-		}), codes.Unimplemented, "", []string{"LOGOUT_TOKEN"}},
-		{"a PEM key", with(func(r *bullav1.RegisterClientKeyRequest) {
+		}), codes.InvalidArgument, "", []string{"LOGOUT_TOKEN", "ID_TOKEN"}},
+		{"a PEM key that was cut", with(func(r *bullav1.RegisterClientKeyRequest) {
 			r.KeySource = &bullav1.RegisterClientKeyRequest_PublicKeyPem{PublicKeyPem: "-----BEGIN PUBLIC KEY-----"}
-		}), codes.Unimplemented, "", []string{"public_key_pem", "jwks"}},
-		{"a client secret", with(func(r *bullav1.RegisterClientKeyRequest) {
+		}), 0, "KEY_REJECTED", []string{"PEM"}},
+		{"a secret in place of a public key", with(func(r *bullav1.RegisterClientKeyRequest) {
 			r.KeySource = &bullav1.RegisterClientKeyRequest_ClientSecret{ClientSecret: "a-secret-nobody-may-read"}
-		}), codes.Unimplemented, "", []string{"client_secret", "jwks"}},
-		{"client metadata", with(func(r *bullav1.RegisterClientKeyRequest) {
+		}), codes.InvalidArgument, "", []string{"settings[0].encryption_algorithm", "A256KW"}},
+		{"metadata without keys", with(func(r *bullav1.RegisterClientKeyRequest) {
 			r.KeySource = &bullav1.RegisterClientKeyRequest_ClientMetadata{ClientMetadata: []byte(`{}`)}
-		}), codes.Unimplemented, "", []string{"client_metadata", "jwks"}},
-		{"legacy", with(func(r *bullav1.RegisterClientKeyRequest) { r.Legacy = true }), codes.Unimplemented, "", []string{"legacy"}},
-		{"x5t", with(func(r *bullav1.RegisterClientKeyRequest) { r.X5T = true }), codes.Unimplemented, "", []string{"x5t#S256"}},
+		}), codes.InvalidArgument, "", []string{"source"}},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			_, err := admin.ClientKeys.RegisterClientKey(t.Context(), test.req)
@@ -314,10 +313,6 @@ func TestWhatIsNotThereYetSaysSo(t *testing.T) {
 			}
 			return err
 		},
-		"GenerateClientKey": func() error {
-			_, err := admin.ClientKeys.GenerateClientKey(ctx, &bullav1.GenerateClientKeyRequest{})
-			return err
-		},
 		"WatchClientKeys": func() error {
 			stream, err := admin.ClientKeys.WatchClientKeys(ctx, &bullav1.WatchClientKeysRequest{})
 			if err == nil {
@@ -330,12 +325,6 @@ func TestWhatIsNotThereYetSaysSo(t *testing.T) {
 		},
 		"RotateSigningKey": func() error {
 			_, err := admin.SigningKeys.RotateSigningKey(ctx, &bullav1.RotateSigningKeyRequest{})
-			return err
-		},
-		"LOGOUT_TOKEN": func() error {
-			_, err := admin.Tokens.SignAndEncrypt(ctx, &bullav1.SignAndEncryptRequest{
-				Issuer: harness.Issuer, ClientId: "c", TokenKind: bullav1.TokenKind_TOKEN_KIND_LOGOUT_TOKEN, Claims: sub,
-			})
 			return err
 		},
 	} {

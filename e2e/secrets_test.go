@@ -45,7 +45,7 @@ func TestNoSecretIsWrittenAnywhere(t *testing.T) {
 	secrets := map[string]string{
 		"the PIN": pin, "a wrong PIN": wrongPIN,
 		"a claim": "CLAIM-7yGk2Qx0", "an access token": "ACCESS-6bT3mVw9", "a code": "CODE-1uJ8sHc4", "a state": "STATE-5pR2dXz7",
-		"a client secret": "SECRET-3fK9aLe6", "a password in a URL": "PASSWORD-8nB4yUo1", "client metadata": "METADATA-2cM7gIq5",
+		"a client secret": "SECRET-3fK9aLe6-and-as-long-as-HS256-takes", "a password in a URL": "PASSWORD-8nB4yUo1", "client metadata": "METADATA-2cM7gIq5",
 	}
 	var said strings.Builder // to callers, by errors
 	failed := func(what string, err error) {
@@ -70,11 +70,11 @@ func TestNoSecretIsWrittenAnywhere(t *testing.T) {
 			AccessToken: secrets["an access token"], Code: secrets["a code"], State: secrets["a state"],
 		}
 	}
-	mustRegister(t, admin, withJWKS("secrets", harness.JWKS(anyKey())))
 	_, err := admin.Tokens.SignAndEncrypt(t.Context(), request(`{"sub":"`+secrets["a claim"]+`"}`))
-	failed("no signing key", err)
+	failed("no client yet", err)
 	token.SetPIN(pin)
 	s.WaitReady(t)
+	mustRegister(t, admin, withJWKS("secrets", harness.JWKS(anyKey())))
 
 	// What works.
 	res := mustIssue(t, admin, request(`{"sub":"`+secrets["a claim"]+`","email":"`+secrets["a claim"]+`"}`))
@@ -113,13 +113,30 @@ func TestNoSecretIsWrittenAnywhere(t *testing.T) {
 	failed("a private key from a host", err)
 	_, err = admin.ClientKeys.RegisterClientKey(t.Context(), withURI("secrets-2", "https://user:"+secrets["a password in a URL"]+"@app.example.com/"))
 	failed("a password", err)
+	// A secret that is taken, and a key that is handed out.
+	hs := setting("A256KW", "")
+	hs.SigningAlgorithm = "HS256"
+	mustRegister(t, admin, withSecret("secrets-3", secrets["a client secret"], hs))
+	mustIssue(t, admin, idToken("secrets-3"))
+	generated, err := admin.ClientKeys.GenerateClientKey(t.Context(), &bullav1.GenerateClientKeyRequest{
+		Issuer: harness.Issuer, ClientId: "secrets-4", Settings: []*bullav1.ResponseSetting{setting("RSA-OAEP-256", "")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(generated.GetPrivateJwk(), &members); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"d", "p", "q"} {
+		secrets["a generated key's "+name] = members[name]
+	}
 	for _, source := range []*bullav1.RegisterClientKeyRequest{
 		{KeySource: &bullav1.RegisterClientKeyRequest_ClientSecret{ClientSecret: secrets["a client secret"]}},
 		{KeySource: &bullav1.RegisterClientKeyRequest_ClientMetadata{ClientMetadata: []byte(`{"client_secret":"` + secrets["client metadata"] + `"}`)}},
 	} {
 		source.Issuer, source.ClientId, source.Settings = harness.Issuer, "secrets-2", orECDH(nil)
 		_, err = admin.ClientKeys.RegisterClientKey(t.Context(), source)
-		failed("a key source that is not there yet", err)
+		failed("a key source that does not fit", err)
 	}
 
 	store, err := os.ReadFile(filepath.Join(s.Dir, "bulla.db"))

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target=${1:?usage: install.sh demo|test|bench}
+target=${1:?usage: install.sh demo|test|interop|bench}
 
 command -v go >/dev/null || { echo "install Go 1.26 or newer first: https://go.dev/doc/install" >&2; exit 1; }
 
@@ -22,6 +22,10 @@ softhsm() {
 	return 1
 }
 
+erlang() { # erlang APPLICATION: whether Erlang is there and has it
+	command -v escript && erl -noshell -eval "halt(case code:lib_dir($1) of {error, _} -> 1; _ -> 0 end)."
+}
+
 need gcc command -v gcc
 need libc6-dev test -e /usr/include/stdlib.h
 need softhsm2 softhsm
@@ -34,6 +38,11 @@ if [ "$target" != demo ]; then
 	need python3 test -x /usr/bin/python3
 	need python3-venv /usr/bin/python3 -c 'import ensurepip'
 	need python3-jwcrypto /usr/bin/python3 -c 'import jwcrypto'
+fi
+if [ "$target" = test ] || [ "$target" = interop ]; then
+	need default-jdk-headless command -v javac
+	need erlang-jose erlang jose
+	need erlang-jiffy erlang jiffy
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then
@@ -56,6 +65,12 @@ fi
 
 if [ "$target" = test ]; then
 	scripts/kms-endpoints.sh
+fi
+if [ "$target" = test ] || [ "$target" = interop ]; then
+	if ! node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)'; then
+		echo "Node.js is $(node --version); install version 18 or newer: https://nodejs.org" >&2
+		exit 1
+	fi
 	# What npm writes last: an installation that was cut short is made anew.
 	installed=interop/node/node_modules/.package-lock.json
 	if [ ! -e "$installed" ] || [ interop/node/package-lock.json -nt "$installed" ]; then
@@ -63,4 +78,5 @@ if [ "$target" = test ]; then
 		npm ci --prefix interop/node --no-audit --no-fund --ignore-scripts
 		touch "$installed"
 	fi
+	interop/java/build.sh
 fi

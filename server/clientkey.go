@@ -7,27 +7,29 @@ import (
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
 
-// clientKey is a registration and its status as the API shows them.
-func clientKey(reg *registry.Registration, status *keycache.Status) *bullav1.ClientKey {
+// bareClientKey is a registration as the API shows it, without its status.
+func bareClientKey(reg *registry.Registration) *bullav1.ClientKey {
 	key := &bullav1.ClientKey{
-		Issuer:        reg.Issuer,
-		ClientId:      reg.ClientID,
-		Source:        sourceOf(reg.Source),
-		JwksUri:       reg.Source.JWKSURI,
-		State:         stateOf(status.State),
-		StateReason:   status.Reason,
-		StateSince:    timestamp(status.Since),
-		FetchedAt:     timestamp(status.FetchedAt),
-		NextRefreshAt: timestamp(status.NextRefreshAt),
-		ExpiresAt:     timestamp(status.ExpiresAt),
-		Warnings:      status.Warnings,
-		Revision:      formatRevision(reg.Revision),
-		CreatedAt:     timestamp(reg.CreatedAt),
-		UpdatedAt:     timestamp(reg.UpdatedAt),
+		Issuer:    reg.Issuer,
+		ClientId:  reg.ClientID,
+		Source:    sourceOf(reg.Source),
+		JwksUri:   reg.Source.JWKSURI,
+		Revision:  formatRevision(reg.Revision),
+		CreatedAt: timestamp(reg.CreatedAt),
+		UpdatedAt: timestamp(reg.UpdatedAt),
 	}
 	for _, s := range reg.Settings {
 		key.Settings = append(key.Settings, responseSetting(s))
 	}
+	return key
+}
+
+// clientKey is a registration and its status as the API shows them.
+func clientKey(reg *registry.Registration, status *keycache.Status) *bullav1.ClientKey {
+	key := bareClientKey(reg)
+	key.State, key.StateReason, key.StateSince = stateOf(status.State), status.Reason, timestamp(status.Since)
+	key.FetchedAt, key.NextRefreshAt = timestamp(status.FetchedAt), timestamp(status.NextRefreshAt)
+	key.ExpiresAt, key.Warnings = timestamp(status.ExpiresAt), status.Warnings
 	for _, r := range status.Recipients {
 		key.ChosenKeys = append(key.ChosenKeys, &bullav1.ChosenKey{
 			TokenKind:           kindOf(string(r.Setting.Kind)),
@@ -50,12 +52,20 @@ func responseSetting(s registry.Setting) *bullav1.ResponseSetting {
 	}
 }
 
+// sourceOf names where a client's keys come from. A secret that stands beside
+// keys of the client's own is not shown.
 func sourceOf(source registry.Source) bullav1.KeySource {
 	switch {
 	case source.JWKSURI != "":
 		return bullav1.KeySource_KEY_SOURCE_JWKS_URI
+	case source.Generated:
+		return bullav1.KeySource_KEY_SOURCE_GENERATED
 	case len(source.JWKS) > 0:
 		return bullav1.KeySource_KEY_SOURCE_JWKS
+	case len(source.PEM) > 0:
+		return bullav1.KeySource_KEY_SOURCE_PUBLIC_KEY_PEM
+	case source.Secret != nil:
+		return bullav1.KeySource_KEY_SOURCE_CLIENT_SECRET
 	}
 	return bullav1.KeySource_KEY_SOURCE_UNSPECIFIED
 }

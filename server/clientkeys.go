@@ -7,19 +7,17 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/bulla-project/bulla/encrypter"
-	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
 	"github.com/bulla-project/bulla/encrypter/registry"
-	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/encrypter/secrets"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
-	"github.com/bulla-project/bulla/server/issuer"
-	"github.com/bulla-project/bulla/signer"
 )
 
 // ClientKeys knows the keys of registered clients: keycache.Cache.
@@ -32,15 +30,22 @@ type ClientKeys interface {
 	Invalidate(issuer, clientID string)
 }
 
+// Secrets seals what is kept of clients' secrets: secrets.Keeper.
+type Secrets interface {
+	Seal(ctx context.Context, issuer, clientID string, m *secrets.Material, expiresAt time.Time) (*registry.Secret, error)
+	Open(ctx context.Context, reg *registry.Registration) (*secrets.Material, error)
+}
+
 // clientKeyService is ClientKeyService.
 //
 // A change is put on record before it takes effect, and a failure after that
 // leaves a second line that says so: a change without a line cannot happen.
 type clientKeyService struct {
 	bullav1.UnsafeClientKeyServiceServer
-	gate  gate
-	store registry.Store
-	keys  ClientKeys
+	gate    gate
+	store   registry.Store
+	keys    ClientKeys
+	secrets Secrets
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.
 	checkURI func(uri string) error
 	log      *slog.Logger
@@ -60,16 +65,11 @@ func (s *clientKeyService) RegisterClientKey(ctx context.Context, req *bullav1.R
 			return nil, err
 		}
 	}
-	want, revision, err := s.registration(e, req)
+	w, err := s.wish(e, req)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := s.register(ctx, e, want, revision, req.GetAllowUnfetched())
-	if errors.Is(err, registry.ErrRevision) && revision == 0 {
-		// Somebody else changed the client between our look and our write. The
-		// caller named no revision, so what it asked for is decided anew.
-		stored, err = s.register(ctx, e, want, revision, req.GetAllowUnfetched())
-	}
+	stored, err := s.registerAnew(ctx, e, w)
 	if err != nil {
 		return nil, err
 	}
@@ -77,34 +77,48 @@ func (s *clientKeyService) RegisterClientKey(ctx context.Context, req *bullav1.R
 	if err != nil {
 		return nil, err
 	}
-	return &bullav1.RegisterClientKeyResponse{ClientKey: clientKey(stored, status)}, nil
+	key := clientKey(stored, status)
+	key.Warnings = append(key.Warnings, w.warnings...)
+	return &bullav1.RegisterClientKeyResponse{ClientKey: key}, nil
+}
+
+// registerAnew registers a wish, and decides once more if somebody else changed
+// the client between our look and our write: a caller that named no revision
+// has asked for no particular one.
+func (s *clientKeyService) registerAnew(ctx context.Context, e *entry, w *wish) (*registry.Registration, error) {
+	stored, err := s.register(ctx, e, w)
+	if errors.Is(err, registry.ErrRevision) && w.revision == 0 {
+		return s.register(ctx, e, w)
+	}
+	return stored, err
 }
 
 // register decides what a registration does to what is stored, tries it out,
 // and does it.
-func (s *clientKeyService) register(ctx context.Context, e *entry, want registry.Registration, revision uint64, allowUnfetched bool) (*registry.Registration, error) {
+func (s *clientKeyService) register(ctx context.Context, e *entry, w *wish) (*registry.Registration, error) {
 	current, err := s.current(ctx, e)
 	if err != nil && !errors.Is(err, registry.ErrNotFound) {
 		return nil, err
 	}
-	decision, err := registry.Decide(current, want, revision)
+	want := w.record
+	if want.Source.Secret, err = s.sealed(ctx, current, w); err != nil {
+		return nil, err
+	}
+	decision, err := registry.Decide(current, want, w.revision)
 	if err != nil {
 		return nil, err
 	}
-	switch decision.Change {
-	case registry.Unchanged:
+	if decision.Change == registry.Unchanged {
 		s.keep(ctx, current)
 		return current, nil
-	case registry.Replace, registry.Recreate:
-		err = e.allow(ctx, authz.ReplaceClientKey)
-	default:
-		err = e.allow(ctx, authz.CreateClientKey)
 	}
-	if err != nil {
-		return nil, err
+	for _, permission := range w.permissions(decision.Change) {
+		if err := e.allow(ctx, permission); err != nil {
+			return nil, err
+		}
 	}
 	status, err := s.keys.Check(ctx, &decision.Record)
-	if errors.Is(err, keycache.ErrUnavailable) && allowUnfetched {
+	if errors.Is(err, keycache.ErrUnavailable) && w.allowUnfetched {
 		err = nil
 	}
 	if err != nil {
@@ -113,14 +127,19 @@ func (s *clientKeyService) register(ctx context.Context, e *entry, want registry
 	return s.change(ctx, e, current, decision, status)
 }
 
-// current is the stored record of the client, tombstones included.
+// current is the stored record of the client, tombstones included, and what
+// stands for one that was tampered with.
 func (s *clientKeyService) current(ctx context.Context, e *entry) (*registry.Registration, error) {
-	return s.store.Get(ctx, e.issuer.Name(), e.clientID)
+	reg, err := s.store.Get(ctx, e.issuer.Name(), e.clientID)
+	if unreadable := registry.Unreadable(e.issuer.Name(), e.clientID, err); unreadable != nil {
+		return unreadable, nil
+	}
+	return reg, err
 }
 
 // live is the stored record of a client that is registered.
 func (s *clientKeyService) live(ctx context.Context, e *entry) (*registry.Registration, error) {
-	reg, err := s.current(ctx, e)
+	reg, err := s.store.Get(ctx, e.issuer.Name(), e.clientID)
 	if err == nil && reg.Deleted {
 		err = registry.ErrNotFound
 	}
@@ -136,7 +155,7 @@ func (s *clientKeyService) change(ctx context.Context, e *entry, before *registr
 	event := e.event
 	event.Outcome, event.Revision = audit.Changed, d.Expect+1
 	event.NewThumbprint, event.KeySource = thumbprints(&d.Record, status), keySource(&d.Record)
-	if before != nil && !before.Deleted {
+	if before != nil && !before.Deleted && !before.Tampered {
 		old, err := s.inUse(ctx, before)
 		if err != nil {
 			return nil, err
@@ -168,17 +187,22 @@ func (s *clientKeyService) keep(ctx context.Context, reg *registry.Registration)
 	}
 }
 
-// thumbprints lists the key in use for each kind of token, for the record.
+// thumbprints lists the key in use for each kind of token, for the record. A
+// key that comes from a secret is called that: a hash of it would help to guess
+// the secret.
 func thumbprints(reg *registry.Registration, status *keycache.Status) string {
 	var list []string
 	for _, setting := range reg.Settings {
 		chosen := "none"
-		if setting.EncryptionAlgorithm != "" {
+		switch {
+		case encrypter.KeyAlgorithm(setting.EncryptionAlgorithm).Symmetric():
+			chosen = "secret"
+		case setting.EncryptionAlgorithm != "":
 			chosen = "unknown"
 		}
 		if status != nil {
 			for _, r := range status.Recipients {
-				if r.Setting.Kind == setting.Kind {
+				if r.Setting.Kind == setting.Kind && r.Thumbprint != "" {
 					chosen = r.Thumbprint
 				}
 			}
@@ -190,100 +214,24 @@ func thumbprints(reg *registry.Registration, status *keycache.Status) string {
 
 // keySource is where a client's keys come from, for the record.
 func keySource(reg *registry.Registration) string {
+	var list []string
+	source := reg.Source
 	switch {
-	case reg.Source.JWKSURI != "":
-		return reg.Source.JWKSURI
-	case len(reg.Source.JWKS) > 0:
-		return "jwks"
+	case source.JWKSURI != "":
+		// Its query may hold what is not for the record.
+		uri, _, _ := strings.Cut(source.JWKSURI, "?")
+		list = append(list, uri)
+	case source.Generated:
+		list = append(list, "generated")
+	case len(source.JWKS) > 0:
+		list = append(list, "jwks")
+	case len(source.PEM) > 0:
+		list = append(list, "public_key_pem")
 	}
-	return ""
-}
-
-// registration reads a request into the record it asks for, and holds it
-// against what this issuer allows.
-func (s *clientKeyService) registration(e *entry, req *bullav1.RegisterClientKeyRequest) (registry.Registration, uint64, error) {
-	var c checker
-	want := registry.Registration{Issuer: e.issuer.Name(), ClientID: e.clientID}
-	if n := len(req.GetSettings()); n > registry.MaxSettings {
-		c.wrong("settings", "there are %d; at most %d are allowed", n, registry.MaxSettings)
-		return want, 0, c.err()
+	if source.Secret != nil {
+		list = append(list, "client_secret")
 	}
-	switch source := req.GetKeySource().(type) {
-	case nil:
-	case *bullav1.RegisterClientKeyRequest_Jwks:
-		if n := len(source.Jwks); n > registry.MaxJWKS {
-			return want, 0, fmt.Errorf("%w: it has %d bytes, and at most %d are allowed: leave out the keys that are not for encryption", jwks.ErrRejected, n, registry.MaxJWKS)
-		}
-		want.Source.JWKS = source.Jwks
-	case *bullav1.RegisterClientKeyRequest_JwksUri:
-		if err := s.checkURI(source.JwksUri); err != nil {
-			return want, 0, err
-		}
-		want.Source.JWKSURI = source.JwksUri
-	case *bullav1.RegisterClientKeyRequest_PublicKeyPem:
-		return want, 0, unavailableSource("public_key_pem")
-	case *bullav1.RegisterClientKeyRequest_ClientSecret:
-		return want, 0, unavailableSource("client_secret")
-	case *bullav1.RegisterClientKeyRequest_ClientMetadata:
-		return want, 0, unavailableSource("client_metadata")
-	}
-	if req.GetLegacy() {
-		return want, 0, fmt.Errorf("%w: legacy algorithms; leave legacy out and register RSA-OAEP-256 or ECDH-ES", errUnimplemented)
-	}
-	if req.GetX5T() {
-		return want, 0, fmt.Errorf("%w: the x5t header; leave x5t out, x5t#S256 is sent for a key with a certificate", errUnimplemented)
-	}
-	revision := c.revision(req.GetRevision())
-	for i, setting := range req.GetSettings() {
-		field := fmt.Sprintf("settings[%d].", i)
-		kind := c.kind(field+"token_kind", setting.GetTokenKind())
-		if setting.GetTokenKind() == bullav1.TokenKind_TOKEN_KIND_UNSPECIFIED {
-			c.wrong(field+"token_kind", "is required")
-		}
-		if kind == string(signer.AccessToken) {
-			c.wrong(field+"token_kind", "access tokens are only signed, and need no registration")
-		}
-		want.Settings = append(want.Settings, registry.Setting{
-			Kind:                registry.TokenKind(kind),
-			SigningAlgorithm:    setting.GetSigningAlgorithm(),
-			EncryptionAlgorithm: setting.GetEncryptionAlgorithm(),
-			ContentEncryption:   setting.GetContentEncryption(),
-			KeyID:               setting.GetKeyId(),
-		})
-	}
-	if err := c.err(); err != nil {
-		return want, 0, err
-	}
-	for _, setting := range want.Settings {
-		if err := allowedSetting(e.issuer, setting.Normalize()); err != nil {
-			return want, 0, err
-		}
-	}
-	return want, revision, nil
-}
-
-// allowedSetting holds a setting against the issuer's policy.
-func allowedSetting(i *issuer.Issuer, setting registry.Setting) error {
-	if err := signer.TokenKind(setting.Kind).Check(); err != nil {
-		return err
-	}
-	if alg := setting.SigningAlgorithm; alg != "" {
-		if err := i.CheckSigning(kms.Algorithm(alg)); err != nil {
-			return fmt.Errorf("%s: %w", setting.Kind, err)
-		}
-	}
-	if setting.EncryptionAlgorithm == "" {
-		return nil
-	}
-	err := i.CheckEncryption(encrypter.KeyAlgorithm(setting.EncryptionAlgorithm), encrypter.ContentEncryption(setting.ContentEncryption))
-	if err != nil {
-		return fmt.Errorf("%s: %w", setting.Kind, err)
-	}
-	return nil
-}
-
-func unavailableSource(name string) error {
-	return fmt.Errorf("%w: the key source %s; register a jwks or a jwks_uri", errUnimplemented, name)
+	return strings.Join(list, ",")
 }
 
 func (s *clientKeyService) GetClientKey(ctx context.Context, req *bullav1.GetClientKeyRequest) (*bullav1.GetClientKeyResponse, error) {
@@ -489,10 +437,6 @@ func (s *clientKeyService) ExplainClientKey(ctx context.Context, req *bullav1.Ex
 		res.Keys = append(res.Keys, keyVerdict(v))
 	}
 	return res, nil
-}
-
-func (s *clientKeyService) GenerateClientKey(context.Context, *bullav1.GenerateClientKeyRequest) (*bullav1.GenerateClientKeyResponse, error) {
-	return nil, fmt.Errorf("%w: GenerateClientKey; register a jwks or a jwks_uri", errUnimplemented)
 }
 
 func (s *clientKeyService) WatchClientKeys(*bullav1.WatchClientKeysRequest, grpc.ServerStreamingServer[bullav1.WatchClientKeysResponse]) error {

@@ -19,6 +19,9 @@ import (
 	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/encrypter/secrets"
+	"github.com/bulla-project/bulla/kms/datakey"
+	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
@@ -70,19 +73,21 @@ func (s lossy) Put(ctx context.Context, reg registry.Registration, expect uint64
 const (
 	registrar = "spiffe://example.com/registrar"
 	creator   = "spiffe://example.com/creator"
+	generator = "spiffe://example.com/generator"
 	reader    = "spiffe://example.com/reader"
 )
 
 func newClientKeys(t *testing.T) (*clientKeyService, *auditor, *keys) {
 	t.Helper()
-	store, err := bolt.Open(t.Context(), bolt.Config{Path: filepath.Join(t.TempDir(), "db")})
+	store, err := bolt.Open(t.Context(), bolt.Config{Path: filepath.Join(t.TempDir(), "db"), DataKeys: datakeytest.Config(datakeytest.NewWrapper())})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
 	policy, err := authz.New([]authz.Grant{
 		{Caller: registrar, Issuers: []string{"main"}, Clients: []string{"*"},
-			Allow: []authz.Permission{authz.CreateClientKey, authz.ReplaceClientKey, authz.DeleteClientKey, authz.ReadClientKeys}},
+			Allow: []authz.Permission{authz.CreateClientKey, authz.ReplaceClientKey, authz.GenerateClientKey, authz.DeleteClientKey, authz.ReadClientKeys}},
+		{Caller: generator, Issuers: []string{"main"}, Clients: []string{"*"}, Allow: []authz.Permission{authz.GenerateClientKey}},
 		{Caller: creator, Issuers: []string{"main"}, Clients: []string{"*"}, Allow: []authz.Permission{authz.CreateClientKey}},
 		{Caller: reader, Issuers: []string{"main"}, Clients: []string{"app-*", "single"}, Allow: []authz.Permission{authz.ReadClientKeys}},
 	})
@@ -101,7 +106,7 @@ func newClientKeys(t *testing.T) (*clientKeyService, *auditor, *keys) {
 	}
 	return &clientKeyService{
 		gate:  gate{issuers: oneIssuer(t), authorizer: policy, auditor: record},
-		store: store, keys: cache, checkURI: func(string) error { return nil }, log: slog.New(slog.DiscardHandler),
+		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), checkURI: func(string) error { return nil }, log: slog.New(slog.DiscardHandler),
 	}, record, cache
 }
 
@@ -253,5 +258,89 @@ func TestManyWrongSettingsCostLittle(t *testing.T) {
 	}
 	if _, err := s.RegisterClientKey(as(t, registrar), req); statusOf(err).Code() != codes.InvalidArgument || len(err.Error()) > 1000 {
 		t.Errorf("got an error of %d bytes (%.100v), want a short InvalidArgument", len(fmt.Sprint(err)), err)
+	}
+}
+
+// Who gets the private half of a client's new key can read its tokens, so that
+// to replace a key by a generated one takes both permissions.
+func TestGeneratingOverAKeyTakesThePermissionToReplace(t *testing.T) {
+	s, record, _ := newClientKeys(t)
+	generate := func(caller, id, revision string) (*bullav1.GenerateClientKeyResponse, error) {
+		return s.GenerateClientKey(as(t, caller), &bullav1.GenerateClientKeyRequest{
+			ClientId: id, Revision: revision, KeySpec: &bullav1.GenerateClientKeyRequest_Curve{Curve: "P-256"},
+			Settings: []*bullav1.ResponseSetting{{TokenKind: bullav1.TokenKind_TOKEN_KIND_ID_TOKEN, EncryptionAlgorithm: "ECDH-ES"}},
+		})
+	}
+	_, err := generate(creator, "app", "")
+	wantReason(t, "without the permission to generate", err, "CALLER_NOT_ALLOWED")
+	first, err := generate(generator, "app", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.GetClientKey().GetSource() != bullav1.KeySource_KEY_SOURCE_GENERATED || !strings.Contains(string(first.GetPrivateJwk()), `"d"`) {
+		t.Errorf("got %v", first.GetClientKey())
+	}
+	revision := first.GetClientKey().GetRevision()
+	_, err = generate(generator, "app", revision)
+	wantReason(t, "generate over a key without the permission to replace", err, "CALLER_NOT_ALLOWED")
+	second, err := generate(registrar, "app", revision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(second.GetPrivateJwk()) == string(first.GetPrivateJwk()) {
+		t.Error("the same key a second time")
+	}
+	register(t, s, registration("known", "{}", ""))
+	_, err = generate(generator, "known", "")
+	wantReason(t, "generate over a registered client", err, "CLIENT_ALREADY_REGISTERED")
+	var sources []string
+	for _, e := range record.events {
+		if e.Outcome == audit.Changed {
+			sources = append(sources, e.KeySource)
+		}
+	}
+	if want := []string{"generated", "generated", "jwks"}; !slices.Equal(sources, want) {
+		t.Errorf("the key sources on record are %v, want %v", sources, want)
+	}
+}
+
+func TestAnEqualSecretChangesNothingAndIsNotSealedAnew(t *testing.T) {
+	s, _, _ := newClientKeys(t)
+	want := func(secret, revision string) *bullav1.RegisterClientKeyRequest {
+		return &bullav1.RegisterClientKeyRequest{
+			ClientId: "app", Revision: revision, KeySource: &bullav1.RegisterClientKeyRequest_ClientSecret{ClientSecret: secret},
+			Settings: []*bullav1.ResponseSetting{{TokenKind: bullav1.TokenKind_TOKEN_KIND_ID_TOKEN, EncryptionAlgorithm: "A256KW"}},
+		}
+	}
+	first := register(t, s, want("a secret of some length: 0001", ""))
+	again := register(t, s, want("a secret of some length: 0001", ""))
+	if again.GetRevision() != first.GetRevision() {
+		t.Errorf("the same secret made revision %s of %s", again.GetRevision(), first.GetRevision())
+	}
+	_, err := s.RegisterClientKey(as(t, registrar), want("a secret of some length: 0002", ""))
+	wantReason(t, "another secret without a revision", err, "CLIENT_ALREADY_REGISTERED")
+	changed := register(t, s, want("a secret of some length: 0002", first.GetRevision()))
+	if changed.GetRevision() == first.GetRevision() {
+		t.Error("another secret changed nothing")
+	}
+}
+
+func TestPermissionsOfAChange(t *testing.T) {
+	for _, tc := range []struct {
+		generated bool
+		change    registry.Change
+		want      []authz.Permission
+	}{
+		{false, registry.Create, []authz.Permission{authz.CreateClientKey}},
+		{false, registry.Replace, []authz.Permission{authz.ReplaceClientKey}},
+		{false, registry.Recreate, []authz.Permission{authz.ReplaceClientKey}},
+		{true, registry.Create, []authz.Permission{authz.GenerateClientKey}},
+		{true, registry.Replace, []authz.Permission{authz.GenerateClientKey, authz.ReplaceClientKey}},
+		{true, registry.Recreate, []authz.Permission{authz.GenerateClientKey, authz.ReplaceClientKey}},
+	} {
+		w := &wish{generated: tc.generated}
+		if got := w.permissions(tc.change); !slices.Equal(got, tc.want) {
+			t.Errorf("generated %v, change %d: got %v, want %v", tc.generated, tc.change, got, tc.want)
+		}
 	}
 }

@@ -54,6 +54,7 @@ type Config struct {
 	Authorizer  Authorizer
 	Store       registry.Store
 	ClientKeys  ClientKeys
+	Secrets     Secrets
 	SigningKeys SigningKeys
 	Auditor     Auditor
 	// CheckURI decides from a jwks_uri's text alone: fetch.Client.
@@ -115,7 +116,7 @@ func New(cfg Config) (*Server, error) {
 	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer})
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
-		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, checkURI: cfg.CheckURI, log: s.log,
+		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, checkURI: cfg.CheckURI, log: s.log,
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
 	healthpb.RegisterHealthServer(s.grpc, s.health)

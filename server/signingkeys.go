@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/bulla-project/bulla/encrypter"
-	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
@@ -94,25 +92,29 @@ func (s *signingKeyService) RotateSigningKey(context.Context, *bullav1.RotateSig
 	return nil, fmt.Errorf("%w: RotateSigningKey", errUnimplemented)
 }
 
-// providerMetadata is what an issuer can do, by the names of OpenID Connect Discovery
-// 1.0, section 3. Verifiers and clients read it as a promise: it holds only
-// what the issuer's policy and keys really allow.
-type providerMetadata struct {
-	IDTokenSigning     []kms.Algorithm               `json:"id_token_signing_alg_values_supported"`
-	IDTokenEncryption  []encrypter.KeyAlgorithm      `json:"id_token_encryption_alg_values_supported"`
-	IDTokenContent     []encrypter.ContentEncryption `json:"id_token_encryption_enc_values_supported"`
-	UserInfoSigning    []kms.Algorithm               `json:"userinfo_signing_alg_values_supported"`
-	UserInfoEncryption []encrypter.KeyAlgorithm      `json:"userinfo_encryption_alg_values_supported"`
-	UserInfoContent    []encrypter.ContentEncryption `json:"userinfo_encryption_enc_values_supported"`
+// metadataPrefixes are those of the members that list what an issuer can do for
+// each kind of token, and where they are defined.
+var metadataPrefixes = []string{
+	"id_token",      // OpenID Connect Discovery 1.0, section 3
+	"userinfo",      // likewise
+	"authorization", // JARM, section 4
+	"introspection", // RFC 9701, section 7
 }
 
+// GetProviderMetadata lists what the issuer can do. Verifiers and clients read
+// it as a promise: it holds only what the issuer's policy and keys allow.
 func (s *signingKeyService) GetProviderMetadata(ctx context.Context, req *bullav1.GetProviderMetadataRequest) (*bullav1.GetProviderMetadataResponse, error) {
 	found, err := s.allow(ctx, req.GetIssuer())
 	if err != nil {
 		return nil, err
 	}
-	signing, encryption, content := found.Signing(), found.Encryption(), found.ContentEncryption()
-	doc, err := json.Marshal(providerMetadata{signing, encryption, content, signing, encryption, content})
+	members := make(map[string]any)
+	for _, prefix := range metadataPrefixes {
+		members[prefix+"_signing_alg_values_supported"] = found.Signing()
+		members[prefix+"_encryption_alg_values_supported"] = found.Encryption()
+		members[prefix+"_encryption_enc_values_supported"] = found.ContentEncryption()
+	}
+	doc, err := json.Marshal(members)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,9 @@ import (
 	"github.com/bulla-project/bulla/encrypter/fetch"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/encrypter/metadata"
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/encrypter/secrets"
 	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/audit"
@@ -43,6 +45,8 @@ type row struct {
 var table = []row{
 	{errInvalid, codes.InvalidArgument, none, ""},
 	{registry.ErrInvalid, codes.InvalidArgument, none, ""},
+	{metadata.ErrInvalid, codes.InvalidArgument, none, ""},
+	{secrets.ErrSecret, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
 	{errUnimplemented, codes.Unimplemented, none, ""},
 
 	{authz.ErrNoIdentity, codes.Unauthenticated, bullav1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN, ""},
@@ -52,11 +56,14 @@ var table = []row{
 	{issuer.ErrAlgorithm, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
 
 	{signer.ErrKindUnsupported, codes.Unimplemented, none, ""},
+	{signer.ErrSecretKind, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
+	{signer.ErrSecretTooShort, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
 	{signer.ErrClaims, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_CLAIMS_INVALID, ""},
 	{seal.ErrSignedOnly, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
 	{seal.ErrEncryptionRequired, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_ENCRYPTION_REQUIRED, ""},
 
 	{fetch.ErrURI, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_URI_REJECTED, ""},
+	{jwks.ErrKeySpec, codes.InvalidArgument, none, ""},
 	{jwks.ErrRejected, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
 	{keycache.ErrNoSetting, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
 	{keycache.ErrUnusable, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
@@ -66,12 +73,24 @@ var table = []row{
 	{keycache.ErrLimited, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_REFRESH_LIMITED, ""},
 	{keycache.ErrNotRefreshable, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_KEY_SOURCE_NOT_REFRESHABLE, ""},
 
+	{keyring.ErrNotOpen, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
+	// What a backend that is down takes with it (the data keys that authenticate
+	// the registry too) has its reason, so that all of an outage looks alike.
+	{kms.ErrThrottled, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_SIGNING_THROTTLED,
+		"the signing backend asks for fewer requests: slow down"},
+	{kms.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
+	{kms.ErrKeyNotFound, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
+	{kms.ErrKeyDisabled, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
+	{kms.ErrKeyMismatch, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
+
 	{registry.ErrNotFound, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_CLIENT_NOT_REGISTERED,
 		"this issuer has no such client: register its key first"},
 	{registry.ErrExists, codes.AlreadyExists, bullav1.ErrorReason_ERROR_REASON_CLIENT_ALREADY_REGISTERED,
 		"the client is registered differently: to change it, read it and send its revision"},
 	{registry.ErrRevision, codes.Aborted, bullav1.ErrorReason_ERROR_REASON_REVISION_MISMATCH,
 		"the registration is not at this revision: read it again and decide again"},
+	{registry.ErrTampered, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE,
+		"what is stored of this client is not what was registered: somebody changed the store; whoever may replace the client can register it anew"},
 	{registry.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE,
 		"the registry does not answer: try again later, and read the client before you repeat a change"},
 	{audit.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_AUDIT_UNAVAILABLE,
@@ -81,15 +100,8 @@ var table = []row{
 	{keyring.ErrIssuerUnknown, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_ISSUER_UNKNOWN, ""},
 	{keyring.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE,
 		"the key rings are not known yet: try again later"},
-	{keyring.ErrNotOpen, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
 	{signer.ErrFault, codes.Internal, bullav1.ErrorReason_ERROR_REASON_SIGNING_FAULT,
 		"the signing backend returned a signature that does not verify: it was not released"},
-	{kms.ErrThrottled, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_SIGNING_THROTTLED,
-		"the signing backend asks for fewer requests: slow down"},
-	{kms.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
-	{kms.ErrKeyNotFound, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
-	{kms.ErrKeyDisabled, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
-	{kms.ErrKeyMismatch, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
 
 	{context.DeadlineExceeded, codes.DeadlineExceeded, none, "the deadline has passed"},
 	{context.Canceled, codes.Canceled, none, "the call was canceled"},
@@ -97,7 +109,7 @@ var table = []row{
 
 const (
 	none         = bullav1.ErrorReason_ERROR_REASON_UNSPECIFIED
-	noSigningKey = "no signing key answers at the moment: try again later"
+	noSigningKey = "the signing backend does not answer at the moment: try again later"
 	unknownText  = "internal error"
 )
 
@@ -175,6 +187,7 @@ func violationsOf(err error) []*errdetails.BadRequest_FieldViolation {
 	var claims *signer.ClaimsError
 	var invalid *invalidError
 	var record *registry.InvalidError
+	var member *metadata.Error
 	var list []*errdetails.BadRequest_FieldViolation
 	switch {
 	case errors.As(err, &claims):
@@ -187,6 +200,8 @@ func violationsOf(err error) []*errdetails.BadRequest_FieldViolation {
 		}
 	case errors.As(err, &record):
 		list = append(list, &errdetails.BadRequest_FieldViolation{Field: record.Field, Description: record.Problem})
+	case errors.As(err, &member):
+		list = append(list, &errdetails.BadRequest_FieldViolation{Field: strings.TrimSuffix("client_metadata."+member.Member, "."), Description: member.Problem})
 	}
 	return list
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulla-project/bulla/client"
-	"github.com/bulla-project/bulla/encrypter/registry"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
 
@@ -22,6 +21,7 @@ func clientCommand() *cobra.Command {
 	cmd.PersistentFlags().StringVar(&issuer, "issuer", "", "the issuer's name (may be left out if there is only one)")
 	return group(cmd,
 		clientRegisterCommand(&conn, &issuer),
+		clientGenerateCommand(&conn, &issuer),
 		clientGetCommand(&conn, &issuer),
 		clientListCommand(&conn, &issuer),
 		clientExplainCommand(&conn, &issuer),
@@ -30,60 +30,12 @@ func clientCommand() *cobra.Command {
 	)
 }
 
-func clientRegisterCommand(conn *connection, issuer *string) *cobra.Command {
-	req := &bullav1.RegisterClientKeyRequest{}
-	var jwksFile, jwksURI string
-	var settings []string
-	cmd := &cobra.Command{
-		Use:   "register CLIENT_ID",
-		Short: "Register a client's key source and settings, or change them",
-		Example: `  bulla client register app-1 --jwks-uri https://app.example.com/jwks --setting ID_TOKEN,alg=RSA-OAEP-256,enc=A256GCM
-  bulla client register app-2 --jwks keys.json --setting ID_TOKEN,alg=ECDH-ES+A128KW --setting USERINFO,alg=ECDH-ES`,
-		Args: arguments("CLIENT_ID"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			req.Issuer, req.ClientId = *issuer, args[0]
-			switch {
-			case jwksFile != "":
-				doc, err := readInput(cmd, jwksFile, registry.MaxJWKS)
-				if err != nil {
-					return err
-				}
-				req.KeySource = &bullav1.RegisterClientKeyRequest_Jwks{Jwks: doc}
-			case jwksURI != "":
-				req.KeySource = &bullav1.RegisterClientKeyRequest_JwksUri{JwksUri: jwksURI}
-			}
-			for _, text := range settings {
-				setting, err := parseSetting(text)
-				if err != nil {
-					return err
-				}
-				req.Settings = append(req.Settings, setting)
-			}
-			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
-				res, err := service.ClientKeys.RegisterClientKey(ctx, req)
-				if err != nil {
-					return err
-				}
-				return showClient(cmd, conn, res.GetClientKey())
-			})
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&jwksFile, "jwks", "", "file with the client's JWK Set, or - for standard input")
-	f.StringVar(&jwksURI, "jwks-uri", "", "URL of the client's JWK Set")
-	f.StringArrayVar(&settings, "setting", nil, "KIND[,alg=ALG][,enc=ENC][,sign=ALG][,kid=KID], once for each kind of token")
-	f.StringVar(&req.Revision, "revision", "", "the revision to replace (without it, only a new client is registered)")
-	f.BoolVar(&req.AllowUnfetched, "allow-unfetched", false, "register even if the URL cannot be fetched now")
-	cmd.MarkFlagsMutuallyExclusive("jwks", "jwks-uri")
-	return cmd
-}
-
 // parseSetting reads KIND,name=value,…
 func parseSetting(text string) (*bullav1.ResponseSetting, error) {
 	kind, rest, _ := strings.Cut(text, ",")
 	value, ok := bullav1.TokenKind_value["TOKEN_KIND_"+kind]
 	if !ok {
-		return nil, fmt.Errorf("setting %q: %q is no token kind; write ID_TOKEN or USERINFO first", text, kind)
+		return nil, fmt.Errorf("setting %q: %q is no token kind; write one of %s first", text, kind, strings.Join(kindNames(), ", "))
 	}
 	setting := &bullav1.ResponseSetting{TokenKind: bullav1.TokenKind(value)}
 	if rest == "" {
@@ -249,8 +201,11 @@ func showClient(cmd *cobra.Command, conn *connection, k *bullav1.ClientKey) erro
 			}
 		}
 		for _, c := range k.GetChosenKeys() {
-			field(w, kindName(c.GetTokenKind()), fmt.Sprintf("%s %s, key %q, thumbprint %s",
-				c.GetEncryptionAlgorithm(), c.GetContentEncryption(), c.GetKeyId(), c.GetThumbprint()))
+			key := fmt.Sprintf("key %q, thumbprint %s", c.GetKeyId(), c.GetThumbprint())
+			if c.GetThumbprint() == "" {
+				key = "key from the client's secret"
+			}
+			field(w, kindName(c.GetTokenKind()), fmt.Sprintf("%s %s, %s", c.GetEncryptionAlgorithm(), c.GetContentEncryption(), key))
 		}
 		field(w, "fetched", when(k.GetFetchedAt()))
 		field(w, "next refresh", when(k.GetNextRefreshAt()))
@@ -275,7 +230,7 @@ func kindName(k bullav1.TokenKind) string { return strings.TrimPrefix(k.String()
 func kindValue(name string) (bullav1.TokenKind, error) {
 	value, ok := bullav1.TokenKind_value["TOKEN_KIND_"+name]
 	if !ok {
-		return 0, fmt.Errorf("%q is no token kind; use ID_TOKEN, USERINFO or ACCESS_TOKEN", name)
+		return 0, fmt.Errorf("%q is no token kind; use one of %s", name, strings.Join(kindNames(), ", "))
 	}
 	return bullav1.TokenKind(value), nil
 }

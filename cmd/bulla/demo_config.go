@@ -107,6 +107,10 @@ backends:
   hsm:
     pkcs11: {module: {module}, token: {token}, pin_file: pin}
 
+# The key, in one of the backends, that protects what is stored: it wraps the
+# data keys that seal clients' secrets and authenticate each record.
+wrapping: {backend: hsm, key: "object=demo-wrap"}
+
 # How the public keys of clients are fetched from their jwks_uri. By default
 # only public addresses and port 443 are: the demo's client is on this machine,
 # with a certificate of the demo's CA.
@@ -120,11 +124,11 @@ grants:
   - caller: {idp}
     allow: [issue]
     issuers: [{issuer}]
-    token_kinds: [ID_TOKEN, USERINFO, ACCESS_TOKEN]
+    token_kinds: [ID_TOKEN, LOGOUT_TOKEN, USERINFO, AUTHORIZATION_RESPONSE, INTROSPECTION, ACCESS_TOKEN]
     clients: ["*"]
   # Who can replace a client's key can read its tokens.
   - caller: {registrar}
-    allow: [create_client_key, replace_client_key, delete_client_key, refresh_client_key, read_client_keys]
+    allow: [create_client_key, replace_client_key, generate_client_key, delete_client_key, refresh_client_key, read_client_keys]
     issuers: [{issuer}]
     clients: ["demo-*"]
   - caller: {operator}

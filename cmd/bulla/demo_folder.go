@@ -29,7 +29,7 @@ type demoFolder struct {
 
 const (
 	demoStamp  = "complete"
-	demoLayout = "1\n"       // content of the stamp: another layout is made anew
+	demoLayout = "2\n"       // content of the stamp: another layout is made anew
 	demoLock   = "demo.lock" // its presence also says that a demo made the folder
 )
 

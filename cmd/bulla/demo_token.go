@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 )
 
-// demoToken is the label of the token. The keys on it are called demo-es256
-// and demo-rs256.
+// demoToken is the label of the token. The keys on it are called demo-es256,
+// demo-rs256 and demo-wrap.
 const demoToken = "bulla-demo"
 
 // softHSMPatterns are where distributions put the module.
@@ -62,6 +62,7 @@ func (f *demoFolder) makeToken(ctx context.Context, module string) error {
 		{"--token-label", demoToken, "--init-pin", "--login", "--login-type", "so", "--so-pin", "env:BULLA_SO_PIN", "--new-pin", "env:BULLA_PIN"},
 		generate("EC:prime256v1", "demo-es256", "01"),
 		generate("rsa:2048", "demo-rs256", "02"),
+		append([]string{"--keygen", "--key-type", "AES:32", "--label", "demo-wrap", "--id", "03", "--sensitive"}, login...),
 	} {
 		cmd := exec.CommandContext(ctx, "pkcs11-tool", append([]string{"--module", module}, args...)...)
 		cmd.Env = env

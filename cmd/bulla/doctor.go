@@ -25,9 +25,10 @@ func doctorCommand() *cobra.Command {
 		Long: `Say what would keep the service from working, and what to do.
 
 The doctor reads the configuration, looks at the files that it names, brings up
-each backend and has each key sign a probe, tries store, audit log and
-listeners, and says of each what it saw: "ok", "warn" for what works and should
-be changed, "FAIL" for what has to be mended. It ends with 0 if nothing is FAIL.
+each backend, has each signing key sign a probe and each wrapping key wrap one,
+tries store, audit log and listeners, unwraps the data keys of the store, and
+says of each what it saw: "ok", "warn" for what works and should be changed,
+"FAIL" for what has to be mended. It ends with 0 if nothing is FAIL.
 
 Run it as the user that the service runs as, with the same environment: what
 another user may read says nothing about the service. It works beside a running
@@ -64,7 +65,11 @@ type doctor struct {
 	cfg     *config.Config
 	service neighbor        // that runs on this configuration's addresses
 	modules *pkcs11.Modules // shared, because a process initializes a module once
-	proofs  keyProofs
+
+	// Filled in by the sections, for what is said when all have come in.
+	proofs   keyProofs
+	wrappers openWrappers
+	stored   storedDataKeys
 
 	mu   sync.Mutex
 	open []kms.Backend // guarded by mu: to be closed at the end
@@ -106,6 +111,7 @@ func (d *doctor) run(ctx context.Context, out io.Writer, asJSON bool) error {
 			report(<-answer)
 		}
 		report(d.proofs.compare(d.cfg))
+		report(d.dataKeys(looking))
 		d.letGo()
 	}
 	if ctx.Err() != nil {
@@ -132,6 +138,7 @@ type section struct {
 
 func (d *doctor) sections() []section {
 	list := []section{
+		{check: "policy", look: d.policies},
 		{check: "files", look: d.files},
 		{check: "tls", look: d.tls},
 	}

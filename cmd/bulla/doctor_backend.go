@@ -20,12 +20,31 @@ import (
 // doctorKey is a key that the configuration names.
 type doctorKey struct {
 	ref       config.KeyRef
-	algorithm kms.Algorithm
+	algorithm kms.Algorithm // of a signing key
 	// alone is false if the key has other locations.
 	alone bool
+
+	wraps  bool // it is a wrapping key
+	former bool // and wraps nothing new
 }
 
-// keysOf returns the keys of a backend, in the order of the configuration.
+// check is what the finding of the key is called.
+func (k doctorKey) check() string {
+	if k.wraps {
+		return checkWrapping
+	}
+	return checkKey
+}
+
+// The checks of a key, after what the package of its backend calls them.
+const (
+	checkKey      = "key"
+	checkWrapping = "wrapping"
+	checkProbe    = "probe"
+)
+
+// keysOf returns the keys of a backend, in the order of the configuration:
+// those that sign, then those that wrap.
 func (d *doctor) keysOf(backend string) []doctorKey {
 	var keys []doctorKey
 	for _, i := range d.cfg.Issuers {
@@ -35,17 +54,18 @@ func (d *doctor) keysOf(backend string) []doctorKey {
 				switch {
 				case ref.Backend != backend:
 				case known < 0:
-					keys = append(keys, doctorKey{ref, k.Algorithm, len(k.Keys) == 1})
+					keys = append(keys, doctorKey{ref: ref, algorithm: k.Algorithm, alone: len(k.Keys) == 1})
 				case len(k.Keys) > 1:
 					keys[known].alone = false
 				}
 			}
 		}
 	}
-	return keys
+	return append(keys, d.wrappingKeysOf(backend)...)
 }
 
-// backend goes from the opening of a backend to a signature by each key. Each
+// backend goes from the opening of a backend to a signature by each key, and a
+// wrapped data key. Each
 // step is bounded by itself.
 func (d *doctor) backend(ctx context.Context, name string) []finding {
 	w := &walk{doctor: d, name: name, keys: d.keysOf(name)}
@@ -101,7 +121,7 @@ func (w *walk) leaveOut(keys []doctorKey) {
 	for _, k := range keys {
 		refs = append(refs, k.ref.String())
 	}
-	w.add("key", warned, strings.Join(refs, ", ")+" not looked at", "mend what stands above first")
+	w.add(checkKey, warned, strings.Join(refs, ", ")+" not looked at", "mend what stands above first")
 }
 
 // openedBackend is what the opening of a backend came to.
@@ -135,7 +155,7 @@ func (w *walk) other(ctx context.Context, c config.Backend) {
 	if c.AWSKMS != nil {
 		w.add(open, good, c.AWSKMS.Region, "")
 	} else {
-		detail = c.Local.Path + ": private signing keys"
+		detail = c.Local.Path + ": private keys in the clear"
 	}
 	switch err := w.inTime(ctx, o.backend.Check); {
 	case errors.Is(err, errNoAnswer):
@@ -148,7 +168,11 @@ func (w *walk) other(ctx context.Context, c config.Backend) {
 	}
 	w.add(reach, good, detail, "")
 	for i, k := range w.keys {
-		if check, ok := w.key(ctx, o.backend, k); !ok {
+		look := w.key
+		if k.wraps {
+			look = w.wrappingKey
+		}
+		if check, ok := look(ctx, o.backend, k); !ok {
 			w.hung(ctx, check, w.keys[i:])
 			return
 		}
@@ -161,19 +185,19 @@ func (w *walk) key(ctx context.Context, b kms.Backend, k doctorKey) (check strin
 	key, err := w.openKey(ctx, b, k)
 	switch {
 	case errors.Is(err, errNoAnswer):
-		return "key", false
+		return checkKey, false
 	case err != nil:
-		w.addKey("key", k, failed, err.Error(), keyAdvice(err))
+		w.addKey(checkKey, k, failed, err.Error(), keyAdvice(err))
 		return "", true
 	}
-	w.addKey("key", k, good, describeKey(key.Public())+" for "+string(k.algorithm), "")
+	w.addKey(checkKey, k, good, describeKey(key.Public())+" for "+string(k.algorithm), "")
 	switch err := w.inTime(ctx, func(ctx context.Context) error { return signProbe(ctx, key) }); {
 	case errors.Is(err, errNoAnswer):
-		return "probe", false
+		return checkProbe, false
 	case err != nil:
-		w.addKey("probe", k, failed, err.Error(), keyAdvice(err))
+		w.addKey(checkProbe, k, failed, err.Error(), keyAdvice(err))
 	default:
-		w.addKey("probe", k, good, fmt.Sprintf("a signature with %s verifies", k.algorithm), "")
+		w.addKey(checkProbe, k, good, fmt.Sprintf("a signature with %s verifies", k.algorithm), "")
 		w.proofs.add(k.ref, key.Public())
 	}
 	return "", true

@@ -24,9 +24,10 @@ const (
 // finding is what a check saw: one line of text, or one object of the JSON
 // array.
 type finding struct {
-	// Check is what was looked at, from a fixed list: config, files, file, tls,
-	// module, token, login, key, mechanism, probe, region, service, locations,
-	// store, audit, fetch, grants, listener, running.
+	// Check is what was looked at, from a fixed list: config, policy, files,
+	// file, tls, module, token, login, key, wrapping, mechanism, probe, region,
+	// service, store, audit, fetch, grants, listener, running, locations,
+	// datakeys.
 	Check string `json:"check"`
 	// Subject is which one: a backend, a key, a file or a field of the
 	// configuration.

@@ -10,9 +10,11 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/store/bolt"
 )
@@ -129,7 +131,7 @@ func (d *doctor) store(ctx context.Context) []finding {
 		return []finding{f}
 	}
 	if err == nil {
-		err = checkStore(ctx, path)
+		err = d.checkStore(ctx)
 	}
 	switch {
 	case errors.Is(err, bolt.ErrInUse):
@@ -147,13 +149,33 @@ func (d *doctor) store(ctx context.Context) []finding {
 	return []finding{f}
 }
 
-func checkStore(ctx context.Context, path string) error {
+// storedDataKeys is what the section of the store read, before it answered.
+type storedDataKeys struct {
+	mu      sync.Mutex
+	read    bool // guarded by mu, like records
+	records []datakey.Record
+}
+
+// checkStore opens the store, without any wrapping key, and keeps what it says
+// of its data keys.
+func (d *doctor) checkStore(ctx context.Context) error {
 	// The service, should it start right now, waits longer than this takes.
-	store, err := bolt.Open(ctx, bolt.Config{Path: path, LockTimeout: 100 * time.Millisecond})
+	const patience = 100 * time.Millisecond
+	store, err := bolt.Open(ctx, bolt.Config{
+		Path: d.cfg.Store.Bolt.Path, LockTimeout: patience, DataKeys: dataKeysConfig(d.cfg, newWrappingKeys(d.cfg), nil),
+	})
 	if err != nil {
 		return err
 	}
-	return errors.Join(store.Check(ctx), store.Close())
+	err = store.Check(ctx)
+	records, readErr := store.DataKeys(ctx)
+	if err = errors.Join(err, readErr, store.Close()); err != nil {
+		return err
+	}
+	d.stored.mu.Lock()
+	defer d.stored.mu.Unlock()
+	d.stored.read, d.stored.records = true, records
+	return nil
 }
 
 // audit opens the audit log for a moment, and writes nothing to it.

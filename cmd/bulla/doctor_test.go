@@ -29,6 +29,8 @@ import (
 
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/awskms/awstest"
+	"github.com/bulla-project/bulla/kms/datakey"
+	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	"github.com/bulla-project/bulla/kms/local"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/config"
@@ -143,7 +145,9 @@ type site struct {
 	GRPC, HTTP, Ops string
 	TLS             bool
 	Backends        string
+	Wrapping        string
 	Keys            string // of signing_keys
+	Policy          string // of the issuer
 	Fetch           string
 	Grants          string
 	More            string
@@ -175,13 +179,22 @@ func newLocalSite(t *testing.T) *site {
 	s.More = "development: true"
 	s.Backends = "dev: {local: {path: keys.json}}"
 	s.Keys = `{algorithm: ES256, keys: ["dev:kid=ec"]}`
+	s.Wrapping = `{backend: dev, key: "kid=wrap"}`
 	s.key("keys.json", kms.ES256, "ec")
+	s.wrappingKey("keys.json", "wrap")
 	return s
 }
 
 func (s *site) key(file string, alg kms.Algorithm, name string) {
 	s.t.Helper()
 	if _, err := local.Create(s.path(file), alg, name); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) wrappingKey(file, name string) {
+	s.t.Helper()
+	if _, err := local.CreateWrapping(s.path(file), name); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -211,14 +224,16 @@ http: {listen: %q}
 ops: {listen: %q}
 backends:
   %s
+wrapping: %s
 %s
 %s
 issuers:
   - name: main
     iss: https://login.example.com
     signing_keys: [%s]
+    policy: {%s}
 %s
-`, s.GRPC, tlsLines, s.HTTP, s.Ops, s.Backends, s.Fetch, grants, s.Keys, s.More))
+`, s.GRPC, tlsLines, s.HTTP, s.Ops, s.Backends, s.Wrapping, s.Fetch, grants, s.Keys, s.Policy, s.More))
 	return s.path("bulla.yaml")
 }
 
@@ -305,8 +320,10 @@ const developing = "warn config development mode"
 func TestDoctorFindsNothingWrongWithSoftwareKeys(t *testing.T) {
 	s := newLocalSite(t)
 	s.doctor().wants(developing,
-		"ok config 1 issuer, 1 backend, 2 grants", "ok files", "ok tls for localhost, 127.0.0.1", "ok tls fits", "ok tls 1 CA certificate",
+		"ok config 1 issuer, 1 backend, 2 grants", "ok policy main: signs with ES256, HS256, HS384, HS512; encrypts with 15 key management algorithms, 6 content encryptions; RSA keys of clients have 2048 to 4096 bits",
+		"ok files", "ok tls for localhost, 127.0.0.1", "ok tls fits", "ok tls 1 CA certificate",
 		"ok file keys.json", "ok key key on P-256", "ok probe a signature with ES256 verifies",
+		"ok wrapping dev:kid=wrap", "ok probe dev:kid=wrap: a random data key was wrapped and unwrapped",
 		"ok store not there yet", "ok audit not there yet", "ok fetch", "ok grants issue: 1 caller, create_client_key: 1 caller",
 		"ok listener grpc.listen", "ok listener http.listen", "ok listener ops.listen")
 	for _, name := range []string{"bulla.db", "audit.log"} {
@@ -467,7 +484,7 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 		},
 		"software keys that others can read": {
 			func(t *testing.T, s *site) { chmod(t, s.path("keys.json"), 0o644) },
-			[]string{"warn file local.path", "FAIL file dev: local keys", "warn key dev:kid=ec not looked at"},
+			[]string{"warn file local.path", "FAIL file dev: local keys", "warn key dev:kid=ec, dev:kid=wrap not looked at"},
 		},
 		"missing software key": {
 			func(_ *testing.T, s *site) { s.Keys = `{algorithm: ES256, keys: ["dev:kid=nobody"]}` },
@@ -476,6 +493,34 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 		"software key of another type": {
 			func(_ *testing.T, s *site) { s.Keys = `{algorithm: RS256, keys: ["dev:kid=ec"]}` },
 			[]string{"FAIL key use a key that fits the algorithm"},
+		},
+		"missing wrapping key": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: dev, key: "kid=nobody"}` },
+			[]string{`FAIL wrapping has no key with kid "nobody"`, "FAIL wrapping correct wrapping.key, or make the key: add {\"kty\":\"oct\"", "FAIL wrapping openssl rand 32"},
+		},
+		"wrapping key that signs": {
+			func(_ *testing.T, s *site) {
+				s.key("keys.json", kms.ES256, "second")
+				s.Wrapping = `{backend: dev, key: "kid=second"}`
+			},
+			[]string{"FAIL wrapping is a signing key", "FAIL wrapping openssl rand 32"},
+		},
+		"missing former wrapping key": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: dev, key: "kid=wrap", former: ["dev:kid=old"]}` },
+			[]string{"ok probe wrapped and unwrapped", "FAIL wrapping dev:kid=old", "FAIL wrapping a new key does not help"},
+		},
+		"legacy algorithms": {
+			func(_ *testing.T, s *site) {
+				s.Policy = `encryption: [RSA1_5, RSA-OAEP], content_encryption: [A128CBC+HS256, A256GCM], legacy: true`
+			},
+			[]string{
+				"ok policy encrypts with RSA-OAEP, RSA1_5, A256GCM, A128CBC+HS256", "warn policy main: allows RSA1_5 and A128CBC+HS256 to clients that are registered as legacy",
+				"warn policy RSA-OAEP-256 for RSA1_5 and A128CBC-HS256 for A128CBC+HS256",
+			},
+		},
+		"RSA keys that are longer than those that are made": {
+			func(_ *testing.T, s *site) { s.Policy = `min_rsa_bits: 6144, max_rsa_bits: 8192` },
+			[]string{"ok policy RSA keys of clients have 6144 to 8192 bits", "warn policy min_rsa_bits is above the 4096 bits"},
 		},
 		"locations with different key pairs": {
 			func(_ *testing.T, s *site) {
@@ -543,12 +588,81 @@ func makeStore(t *testing.T, s *site) {
 
 func openStore(t *testing.T, s *site) *bolt.Store {
 	t.Helper()
-	store, err := bolt.Open(t.Context(), bolt.Config{Path: s.path("bulla.db")})
+	store, err := bolt.Open(t.Context(), bolt.Config{Path: s.path("bulla.db"), DataKeys: datakeytest.Config(datakeytest.NewWrapper())})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = store.Close() })
 	return store
+}
+
+// writeStore makes the store as the service does, with a data key, and lets edit
+// at it.
+func (s *site) writeStore(edit func(*bolt.Store)) {
+	s.t.Helper()
+	cfg, err := config.Load(s.config())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	open, err := openBackends(s.t.Context(), cfg, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	wrapping := newWrappingKeys(cfg)
+	wrapping.backends.Store(open)
+	store, err := bolt.Open(s.t.Context(), bolt.Config{Path: s.path("bulla.db"), DataKeys: dataKeysConfig(cfg, wrapping, nil)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := store.Keys().Current(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+	if edit != nil {
+		edit(store)
+	}
+	if err := errors.Join(store.Close(), open.Close()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func TestDoctorUnwrapsTheDataKeysAndMakesNone(t *testing.T) {
+	s := newLocalSite(t)
+	s.wrappingKey("keys.json", "next")
+	makeStore(t, s)
+	s.doctor().wants(developing, "ok store opens", "ok datakeys none yet")
+
+	s.writeStore(nil)
+	s.doctor().wants(developing, "ok store opens", "ok datakeys dk-1: unwrapped; dk-1 is the current one")
+
+	s.Wrapping = `{backend: dev, key: "kid=next"}`
+	s.doctor().wants(developing, "FAIL datakeys wrapped by \"dev:kid=wrap\", which the configuration does not name", "FAIL datakeys wrapping.former")
+
+	s.Wrapping = `{backend: dev, key: "kid=next", former: ["dev:kid=wrap"]}`
+	s.doctor().wants(developing, "warn datakeys bulla datakey replace")
+
+	s.Wrapping = `{backend: dev, key: "kid=gone", former: ["dev:kid=wrap"]}`
+	s.doctor().wants(developing, "FAIL wrapping kid \"gone\"", "warn datakeys dk-1: unwrapped; none by the wrapping key")
+
+	s.Wrapping = `{backend: dev, key: "kid=next", former: ["dev:kid=gone"]}`
+	s.writeStore(func(store *bolt.Store) {
+		forged := datakey.Record{ID: "dk-9", Wrapped: []byte("forged"), WrappedBy: "dev:kid=next", CreatedAt: time.Now()}
+		if err := store.AddDataKey(t.Context(), forged); err != nil {
+			t.Fatal(err)
+		}
+		forged.ID, forged.WrappedBy = "dk-8", "dev:kid=gone"
+		if err := store.AddDataKey(t.Context(), forged); err != nil {
+			t.Fatal(err)
+		}
+	})
+	before, err := os.ReadFile(s.path("bulla.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.doctor().wants(developing, "ok datakeys dk-2: unwrapped; dk-2 is the current one", "FAIL wrapping dev:kid=gone",
+		`FAIL datakeys "dk-1" is said to be wrapped by "dev:kid=wrap"`, "warn datakeys dk-8 not looked at", "FAIL datakeys dk-9", "FAIL datakeys changed the store")
+	if after, err := os.ReadFile(s.path("bulla.db")); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the doctor has changed the store (%v)", err)
+	}
 }
 
 func TestDoctorNamesEveryMistakeOfABadConfiguration(t *testing.T) {
@@ -573,8 +687,8 @@ func TestDoctorPrintsAlignedText(t *testing.T) {
 	for _, line := range []string{
 		"ok    config          bulla.yaml: 1 issuer, 1 backend, 2 grants\n",
 		"warn  config          development: ",
-		"ok    dev: file       " + s.path("keys.json") + ": private signing keys\n",
-		"FAIL  dev: key        dev:kid=nobody: signing key not found: ",
+		"ok    dev: file       " + s.path("keys.json") + ": private keys in the clear\n",
+		"FAIL  dev: key        dev:kid=nobody: key not found: ",
 		"ok    listener        grpc.listen " + s.GRPC + ": free\n",
 		"bulla: 1 of ",
 	} {
@@ -671,33 +785,51 @@ func TestDoctorLooksAtAWSKMS(t *testing.T) {
 		return fmt.Sprintf("aws: {awskms: {region: %s, endpoint: %q}}", awstest.Region, endpoint)
 	}
 	key := func(id string) string { return fmt.Sprintf(`{algorithm: ES256, keys: ["aws:key-id=%s"]}`, id) }
-	id := makeKMSKey(t, server.Endpoint)
+	const nobody, nobodyElse = "11111111-2222-3333-4444-555555555555", "11111111-2222-3333-4444-666666666666"
+	id := makeKMSKey(t, server.Endpoint, `{"KeySpec":"ECC_NIST_P256","KeyUsage":"SIGN_VERIFY"}`)
+	wraps := makeKMSKey(t, server.Endpoint, `{"KeySpec":"SYMMETRIC_DEFAULT","KeyUsage":"ENCRYPT_DECRYPT"}`)
 	deaf := listen(t, "127.0.0.1:0") // accepts, and never answers
 	closed := listen(t, "127.0.0.1:0")
 	_ = closed.Close()
 
 	for name, test := range map[string]struct {
-		backend, key string
-		args, want   []string
+		backend, key, wraps string
+		args, want          []string
 	}{
-		"all good":       {backend(server.Endpoint), key(id), nil, []string{"ok region eu-west-1", "ok service credentials", "ok key P-256", "ok probe ES256"}},
-		"unknown key":    {backend(server.Endpoint), key("11111111-2222-3333-4444-555555555555"), nil, []string{"ok service", "FAIL key create the key"}},
-		"nobody answers": {backend("http://" + closed.Addr().String()), key(id), nil, []string{"ok region", "FAIL service cannot be reached", "warn key not looked at"}},
-		"no answer":      {backend("http://" + deaf.Addr().String()), key(id), []string{"--timeout", "4s"}, []string{"FAIL service aws: no answer within 1s", "warn key not looked at"}},
+		"all good": {
+			backend(server.Endpoint), key(id), wraps, nil,
+			[]string{"ok region eu-west-1", "ok service credentials", "ok key P-256", "ok probe ES256", "ok wrapping aws:key-id=" + wraps, "ok probe wrapped and unwrapped"},
+		},
+		"unknown keys": {
+			backend(server.Endpoint), key(nobody), nobodyElse, nil,
+			[]string{"ok service", "FAIL key create the key", "FAIL wrapping aws kms create-key --region eu-west-1 --key-usage ENCRYPT_DECRYPT --key-spec SYMMETRIC_DEFAULT"},
+		},
+		"nobody answers": {
+			backend("http://" + closed.Addr().String()), key(id), wraps, nil,
+			[]string{"ok region", "FAIL service cannot be reached", "warn key not looked at"},
+		},
+		"no answer": {
+			backend("http://" + deaf.Addr().String()), key(id), wraps, []string{"--timeout", "4s"},
+			[]string{"FAIL service aws: no answer within 1s", "warn key not looked at"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
-			s.Backends, s.Keys = test.backend, test.key
+			s.Backends, s.Keys, s.Wrapping = test.backend, test.key, fmt.Sprintf(`{backend: aws, key: "key-id=%s"}`, test.wraps)
 			s.doctor(test.args...).wants(test.want...)
 		})
 	}
+	// The signing key in place of the wrapping key, whose usage does not allow it.
+	s := newSite(t)
+	s.Backends, s.Keys, s.Wrapping = backend(server.Endpoint), key(id), fmt.Sprintf(`{backend: aws, key: "key-id=%s"}`, makeKMSKey(t, server.Endpoint, `{"KeySpec":"ECC_NIST_P256","KeyUsage":"SIGN_VERIFY"}`))
+	s.doctor().wants("FAIL wrapping aws kms create-key")
 }
 
-// makeKMSKey makes a P-256 key and returns its id. The emulator looks at the
+// makeKMSKey makes a key of a kind and returns its id. The emulator looks at the
 // region in a request's signature, and at nothing else of it.
-func makeKMSKey(t *testing.T, endpoint string) string {
+func makeKMSKey(t *testing.T, endpoint, kind string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, endpoint, strings.NewReader(`{"KeySpec":"ECC_NIST_P256","KeyUsage":"SIGN_VERIFY"}`))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, endpoint, strings.NewReader(kind))
 	if err != nil {
 		t.Fatal(err)
 	}

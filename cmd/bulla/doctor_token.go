@@ -92,31 +92,42 @@ func hungAt(s pkcs11.Stats) string {
 // tokenKey goes through a key of a token. If that hangs, ok is false and check
 // is the step at which it does.
 func (w *walk) tokenKey(ctx context.Context, b *pkcs11.Backend, k doctorKey) (check string, ok bool) {
-	refs := []pkcs11.KeyRef{{Ref: k.ref.Ref, Algorithm: k.algorithm}}
+	refs := []pkcs11.KeyRef{{Ref: k.ref.Ref, Algorithm: k.algorithm, Wrapping: k.wraps}}
 	steps, ok := within(ctx, w.step, func(ctx context.Context) []pkcs11.Step { return b.Diagnose(ctx, refs) })
 	if !ok {
-		return pkcs11.StepKey, false
+		return k.check(), false
 	}
 	fine := true
 	for _, s := range steps {
 		if hangs(s) {
 			if s.Key == "" { // the token hangs, which answered a moment ago
-				return pkcs11.StepKey, false
+				return k.check(), false
 			}
-			return s.Name, false
+			return checkOf(s, k), false
 		}
 		o, looked := stepOutcome(s)
 		switch {
 		case s.Key == "" && s.Outcome == pkcs11.Failed:
-			w.addKey(pkcs11.StepKey, k, failed, "the token was lost: "+s.Detail, orElse(s.Advice, failed, "run the doctor again"))
+			w.addKey(k.check(), k, failed, "the token was lost: "+s.Detail, orElse(s.Advice, failed, "run the doctor again"))
 			return "", true
 		case s.Key == "" || !looked:
 			continue
 		}
 		fine = fine && o != failed
-		w.addKey(s.Name, k, o, s.Detail, orElse(s.Advice, o, keyAdvice(s.Err)))
+		if k.wraps {
+			if o == failed {
+				s.Advice = w.wrappingAdvice(k, s.Err)
+			}
+			if s.Name == pkcs11.StepProbe && o == good {
+				continue // a harder one follows
+			}
+		}
+		w.addKey(checkOf(s, k), k, o, s.Detail, orElse(s.Advice, o, keyAdvice(s.Err)))
 	}
-	if !fine || k.alone {
+	switch {
+	case fine && k.wraps:
+		return w.tokenWrapping(ctx, b, k)
+	case !fine || k.alone:
 		return "", true
 	}
 	// Diagnose keeps the public key to itself.
@@ -128,6 +139,28 @@ func (w *walk) tokenKey(ctx context.Context, b *pkcs11.Backend, k doctorKey) (ch
 		w.proofs.add(k.ref, key.Public())
 	}
 	return "", true
+}
+
+// tokenWrapping has a wrapping key of a token, which Diagnose has found well,
+// do what it is for. Its results are those of tokenKey.
+func (w *walk) tokenWrapping(ctx context.Context, b *pkcs11.Backend, k doctorKey) (check string, ok bool) {
+	wrapper, err := w.openWrapper(ctx, b, k)
+	switch {
+	case errors.Is(err, errNoAnswer):
+		return checkProbe, false
+	case err != nil:
+		w.addKey(checkProbe, k, failed, err.Error(), w.wrappingAdvice(k, err))
+		return "", true
+	}
+	return w.wrapProbe(ctx, wrapper, k)
+}
+
+// checkOf is what the finding of a step about a key is called.
+func checkOf(s pkcs11.Step, k doctorKey) string {
+	if s.Name == pkcs11.StepKey {
+		return k.check()
+	}
+	return s.Name
 }
 
 // hangs reports whether a step failed because it was not waited for longer.

@@ -28,6 +28,7 @@ func newTokenSite(t *testing.T, token *softhsmtest.Token) *site {
 	s := newSite(t)
 	s.hsm(token.Module, token.Label, token.PINFile)
 	s.Keys = `{algorithm: ES256, keys: ["hsm:object=ec"]}, {algorithm: RS256, keys: ["pkcs11:object=rsa"]}`
+	s.Wrapping = `{backend: hsm, key: "object=wrap"}`
 	return s
 }
 
@@ -40,12 +41,18 @@ func newToken(t *testing.T) *softhsmtest.Token {
 	token := softhsmtest.New(t, "bulla")
 	token.GenerateKey("ec", "01", kms.ES256)
 	token.GenerateKey("rsa", "02", kms.RS256)
+	token.GenerateWrappingKey("wrap", "03")
 	return token
 }
 
 func TestDoctorOnAToken(t *testing.T) {
 	token := newToken(t)
-	notLooked := "warn key hsm:object=ec, pkcs11:object=rsa not looked at"
+	token.GenerateSecret("AES:32", "clear", "11", "--extractable", "--usage-decrypt", "--usage-wrap")
+	token.GenerateSecret("AES:32", "taken", "12", "--sensitive", "--extractable", "--usage-decrypt", "--usage-wrap")
+	token.GenerateSecret("AES:32", "useless", "13", "--sensitive", "--usage-sign")
+	token.GenerateKey("ec-2", "14", kms.ES256)
+	token.GenerateKey("rsa-2", "15", kms.RS256)
+	notLooked := "warn key hsm:object=ec, pkcs11:object=rsa, hsm:object=wrap not looked at"
 	tests := map[string]struct {
 		spoil func(t *testing.T, s *site)
 		want  []string
@@ -56,6 +63,7 @@ func TestDoctorOnAToken(t *testing.T) {
 				"ok config 1 issuer, 1 backend, 2 grants", "ok files", "ok tls", "ok module SoftHSM", `ok token "bulla"`, "ok login",
 				"ok key hsm:object=ec", "ok mechanism CKM_ECDSA", "ok probe ES256",
 				"ok key pkcs11:object=rsa", "ok mechanism CKM_RSA_PKCS", "ok probe RS256",
+				"ok wrapping hsm:object=wrap: AES key of 256 bits", "ok mechanism hsm:object=wrap: CKM_AES_GCM", "ok probe hsm:object=wrap: a random data key was wrapped and unwrapped",
 				"ok store", "ok audit", "ok fetch", "ok grants", "3 listener free",
 			},
 		},
@@ -96,7 +104,7 @@ func TestDoctorOnAToken(t *testing.T) {
 		},
 		"key on another curve": {
 			func(_ *testing.T, s *site) { s.Keys = `{algorithm: ES384, keys: ["hsm:object=ec"]}` },
-			[]string{"ok key", "FAIL probe use a key that fits the algorithm"},
+			[]string{"ok key", "FAIL probe ES384 needs curve P-384", "FAIL probe an algorithm that fits the key"},
 		},
 		"one key pair in two places": {
 			func(_ *testing.T, s *site) { s.Keys = `{algorithm: ES256, keys: ["hsm:object=ec", "hsm:id=%01"]}` },
@@ -110,6 +118,39 @@ func TestDoctorOnAToken(t *testing.T) {
 				s.Keys = `{algorithm: ES256, keys: ["hsm:object=ec", "dev:kid=ec"]}`
 			},
 			[]string{developing, "2 probe ES256", "FAIL locations hsm:object=ec and dev:kid=ec hold different key pairs"},
+		},
+		"missing wrapping key": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: hsm, key: "object=nobody"}` },
+			[]string{
+				"2 probe verifies", `FAIL wrapping hsm:object=nobody: key not found: token "bulla" has no AES key`,
+				"FAIL wrapping correct wrapping.key, or make the key: pkcs11-tool --module " + token.Module + " --token-label bulla --login --keygen --key-type AES:32 --sensitive --usage-decrypt --usage-wrap --label nobody --id 01",
+			},
+		},
+		"wrapping key that everybody can read": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: hsm, key: "object=clear"}` },
+			[]string{"2 probe verifies", "FAIL wrapping in the clear", "FAIL wrapping make one for it and name that in wrapping.key: pkcs11-tool"},
+		},
+		"wrapping key that may be taken away": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: hsm, key: "object=taken"}` },
+			[]string{"warn wrapping CKA_EXTRACTABLE", "3 probe"},
+		},
+		"wrapping key that may do nothing": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: hsm, key: "object=useless"}` },
+			[]string{"2 probe verifies", "FAIL wrapping CKA_ENCRYPT", "FAIL wrapping pkcs11-tool"},
+		},
+		"wrapping key of another type": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: hsm, key: "object=ec-2"}` },
+			[]string{"2 probe verifies", "FAIL wrapping AES key, or an RSA private key", "FAIL wrapping pkcs11-tool"},
+		},
+		"RSA key that wraps": {
+			func(_ *testing.T, s *site) { s.Wrapping = `{backend: hsm, key: "object=rsa-2"}` },
+			[]string{"ok wrapping hsm:object=rsa-2: RSA", "ok probe hsm:object=rsa-2: a random data key"},
+		},
+		"former wrapping keys": {
+			func(_ *testing.T, s *site) {
+				s.Wrapping = `{backend: hsm, key: "object=wrap", former: ["hsm:object=rsa-2", "hsm:object=gone"]}`
+			},
+			[]string{"ok probe hsm:object=wrap", "ok probe hsm:object=rsa-2", "FAIL wrapping hsm:object=gone", "FAIL wrapping a new key does not help"},
 		},
 		"address of another machine": {
 			func(_ *testing.T, s *site) { s.GRPC = "192.0.2.1:8443" },
@@ -219,7 +260,7 @@ func TestDoctorSendsAWrongPINOnce(t *testing.T) {
 	s.Keys = `{algorithm: ES256, keys: ["hsm:object=ec"]}, {algorithm: RS256, keys: ["hsm:object=rsa"]}`
 	d := s.doctor()
 	d.wants("ok token", `FAIL login hsm: token "bulla" refused the PIN in `, `FAIL login write the right PIN`,
-		"warn key hsm:object=ec, hsm:object=rsa not looked at")
+		"warn key hsm:object=ec, hsm:object=rsa, hsm:object=wrap not looked at")
 	d.keepsSecrets(wrong)
 	wantLogins(t, logins, 1)
 
@@ -228,7 +269,7 @@ func TestDoctorSendsAWrongPINOnce(t *testing.T) {
 	s.Keys = `{algorithm: ES256, keys: ["hsm:object=ec"]}, {algorithm: RS256, keys: ["hsm:object=rsa", "twin:object=rsa"]}`
 	d = s.doctor()
 	d.wants("FAIL login hsm: ", "FAIL login twin: ",
-		"warn key hsm:object=ec, hsm:object=rsa not looked at", "warn key twin:object=rsa", "warn locations 0 of 2")
+		"warn key hsm:object=ec, hsm:object=rsa, hsm:object=wrap not looked at", "warn key twin:object=rsa", "warn locations 0 of 2")
 	d.keepsSecrets(wrong)
 	wantLogins(t, logins, 2)
 
@@ -276,9 +317,9 @@ func TestDoctorSaysAtWhichStepAModuleHangs(t *testing.T) {
 	file := s.config()
 	var wg sync.WaitGroup
 	for in, want := range map[string][]string{
-		"C_GetFunctionList": {"FAIL module hsm: no answer within", "warn key hsm:object=ec, pkcs11:object=rsa not looked at"},
-		"C_Login":           {"FAIL login hsm: no answer within", "warn key hsm:object=ec, pkcs11:object=rsa not looked at"},
-		"C_Sign":            {"ok login", "ok key hsm:object=ec", "ok mechanism", "FAIL probe hsm:object=ec: no answer within", "warn key pkcs11:object=rsa not looked at"},
+		"C_GetFunctionList": {"FAIL module hsm: no answer within", "warn key hsm:object=ec, pkcs11:object=rsa, hsm:object=wrap not looked at"},
+		"C_Login":           {"FAIL login hsm: no answer within", "warn key hsm:object=ec, pkcs11:object=rsa, hsm:object=wrap not looked at"},
+		"C_Sign":            {"ok login", "ok key hsm:object=ec", "ok mechanism", "FAIL probe hsm:object=ec: no answer within", "warn key pkcs11:object=rsa, hsm:object=wrap not looked at"},
 	} {
 		// Side by side: their time is spent waiting.
 		wg.Go(func() {

@@ -47,6 +47,7 @@ func rootCommand() *cobra.Command {
 		configCommand(),
 		clientCommand(),
 		keyCommand(),
+		datakeyCommand(),
 		tokenCommand(),
 	)
 	return root

@@ -87,8 +87,13 @@ func show(cmd *cobra.Command, format string, reply proto.Message, text func(w io
 		_, err = fmt.Fprintf(out, "%s\n", doc)
 		return err
 	}
+	return table(out, text)
+}
+
+// table prints rows in columns.
+func table(out io.Writer, rows func(w io.Writer)) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	text(w)
+	rows(w)
 	return w.Flush()
 }
 

@@ -20,8 +20,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/bulla-project/bulla/encrypter/fetch"
-	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/encrypter/secrets"
+	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/server"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/config"
@@ -105,7 +106,8 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	hangup := reopenOnHangup(auditLog, log)
 	defer hangup.stop()
 
-	store, err := bolt.Open(ctx, bolt.Config{Path: cfg.Store.Bolt.Path, Logger: log})
+	wrapping := newWrappingKeys(cfg)
+	store, err := bolt.Open(ctx, bolt.Config{Path: cfg.Store.Bolt.Path, DataKeys: dataKeysConfig(cfg, wrapping, log), Logger: log})
 	if err != nil {
 		return err
 	}
@@ -139,24 +141,19 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 
 	// Last of all that can fail, for it sends a PIN: a start that fails again
 	// and again must not use up a token's tries.
-	backends, err := openBackends(ctx, cfg, log)
+	backends, err := openBackends(ctx, cfg, nil, log)
 	if err != nil {
 		return err
 	}
 	closing(backends.Close)
+	wrapping.backends.Store(backends)
 
 	keys, err := keyring.New(ctx, keyringConfig(cfg, store, backends.byName, log))
 	if err != nil {
 		return err
 	}
-	cache, err := keycache.New(keycache.Config{
-		Store: store, Fetcher: fetcher, Logger: log,
-		Limits: jwks.Limits{MaxRSABits: longestRSA(cfg)}, MaxRSABits: maxRSABits(cfg),
-		Policy: keycache.Policy{
-			MinRefresh: cfg.Fetch.MinRefresh, DefaultRefresh: cfg.Fetch.DefaultRefresh,
-			MaxRefresh: cfg.Fetch.MaxRefresh, MaxStale: cfg.Fetch.MaxStale,
-		},
-	})
+	keeper := secrets.New(store.Keys(), datakey.ErrTampered)
+	cache, err := keycache.New(keycacheConfig(cfg, store, fetcher, keeper, log))
 	if err != nil {
 		return err
 	}
@@ -164,7 +161,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 
 	sealer, err := seal.New(seal.Config{
 		Issuers: issuers, Authorizer: policy, Recipients: cache, Keys: keys,
-		Auditor: auditLog, Observer: metrics, Reason: server.Reason,
+		Auditor: auditLog, Observer: metrics, Reason: server.Reason, Logger: log,
 	})
 	if err != nil {
 		return err
@@ -172,7 +169,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	api, err := server.New(server.Config{
 		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
 		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
-		ClientKeys: cache, SigningKeys: keys, Auditor: auditLog,
+		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog,
 		CheckURI: fetcher.CheckURI, Observer: metrics, Logger: log,
 	})
 	if err != nil {
@@ -181,7 +178,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	web := server.NewWeb(server.JWKSHandler(issuers, keys, jwksMaxAge(cfg)), webTLS, log)
 	metricsHandler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
 	ops := server.NewWeb(server.OpsHandler(api.Ready, metricsHandler), nil, log)
-	if err := registerStats(metrics, backends, cache, auditLog, issuers, keys); err != nil {
+	if err := registerStats(metrics, backends, store, cache, auditLog, issuers, keys); err != nil {
 		return err
 	}
 

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/fetch"
+	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/awskms"
 	"github.com/bulla-project/bulla/kms/local"
@@ -22,6 +24,7 @@ import (
 	"github.com/bulla-project/bulla/server/telemetry"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
+	"github.com/bulla-project/bulla/store/bolt"
 )
 
 // The functions below turn the configuration into that of each part.
@@ -38,12 +41,15 @@ type backends struct {
 	tokens map[string]*pkcs11.Backend // those of byName that are PKCS#11
 }
 
-// openBackends opens the configured backends. Those that are down now do not
-// fail it.
-func openBackends(ctx context.Context, cfg *config.Config, log *slog.Logger) (*backends, error) {
+// openBackends opens the configured backends, or those of some names only.
+// Those that are down now do not fail it.
+func openBackends(ctx context.Context, cfg *config.Config, names map[string]bool, log *slog.Logger) (*backends, error) {
 	b := &backends{byName: make(map[string]kms.Backend), tokens: make(map[string]*pkcs11.Backend)}
 	modules := pkcs11.NewModules()
 	for name, c := range cfg.Backends {
+		if names != nil && !names[name] {
+			continue
+		}
 		backend, err := b.open(ctx, name, c, modules, log.With("backend", name))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("backend %s: %w", name, err), b.Close())
@@ -98,6 +104,7 @@ func newIssuers(cfg *config.Config) (*issuer.Directory, error) {
 			Token:   signer.Issuer{URL: c.Iss, DefaultLifetime: c.DefaultLifetime, MaxLifetime: c.MaxLifetime},
 			Profile: issuer.Profile(c.Profile), DefaultAlgorithm: c.DefaultSigningAlgorithm, SigningKeys: algorithms,
 			Signing: c.Policy.Signing, Encryption: c.Policy.Encryption, ContentEncryption: c.Policy.ContentEncryption,
+			Legacy: c.Policy.Legacy, MinRSABits: c.Policy.MinRSABits, MaxRSABits: c.Policy.MaxRSABits,
 		})
 		if err != nil {
 			return nil, err
@@ -154,15 +161,11 @@ func loadTLS(cfg *config.Config) (api, web *tls.Config, err error) {
 
 // jwksMaxAge finds how long verifiers may keep an issuer's keys.
 func jwksMaxAge(cfg *config.Config) func(issuer string) time.Duration {
-	ages := make(map[string]time.Duration)
-	for _, i := range cfg.Issuers {
-		ages[i.Name] = i.JWKSMaxAge
-	}
-	return func(issuer string) time.Duration { return ages[issuer] }
+	return ofIssuer(cfg, func(i config.Issuer) time.Duration { return i.JWKSMaxAge })
 }
 
 // registerStats adds what the parts count of themselves to the metrics.
-func registerStats(m *telemetry.Metrics, b *backends, cache *keycache.Cache, log *audit.Log, issuers *issuer.Directory, keys *keyring.Keyring) error {
+func registerStats(m *telemetry.Metrics, b *backends, store *bolt.Store, cache *keycache.Cache, log *audit.Log, issuers *issuer.Directory, keys *keyring.Keyring) error {
 	var all error
 	gauge := func(name, help string, labels map[string]string, value func() float64) {
 		all = errors.Join(all, m.Gauge(name, help, labels, value))
@@ -189,6 +192,7 @@ func registerStats(m *telemetry.Metrics, b *backends, cache *keycache.Cache, log
 	}
 	gauge("bulla_clients_in_memory", "Clients kept ready.", nil, func() float64 { return float64(cache.Stats().Clients) })
 	gauge("bulla_key_sets_in_memory", "Fetched key sets kept ready.", nil, func() float64 { return float64(cache.Stats().KeySets) })
+	counter("bulla_store_tampered_rows_total", "Stored records that failed their authentication: somebody changed the store.", nil, func() float64 { return float64(store.Tampered()) })
 	counter("bulla_audit_records_total", "Audit lines written.", nil, func() float64 { return float64(log.Stats().Records) })
 	counter("bulla_audit_failures_total", "Audit lines that could not be written.", nil, func() float64 { return float64(log.Stats().Failures) })
 	return all
@@ -210,11 +214,25 @@ func longestRSA(cfg *config.Config) int {
 	return bits
 }
 
-// maxRSABits finds each issuer's own bound.
-func maxRSABits(cfg *config.Config) func(issuer string) int {
-	bounds := make(map[string]int)
+// ofIssuer finds a value of an issuer by its name.
+func ofIssuer[T any](cfg *config.Config, value func(config.Issuer) T) func(name string) T {
+	values := make(map[string]T)
 	for _, i := range cfg.Issuers {
-		bounds[i.Name] = i.Policy.MaxRSABits
+		values[i.Name] = value(i)
 	}
-	return func(issuer string) int { return bounds[issuer] }
+	return func(name string) T { return values[name] }
+}
+
+func keycacheConfig(cfg *config.Config, store registry.Store, fetcher keycache.Fetcher, keeper keycache.Secrets, log *slog.Logger) keycache.Config {
+	return keycache.Config{
+		Store: store, Fetcher: fetcher, Secrets: keeper, Logger: log,
+		Limits:     jwks.Limits{MaxRSABits: longestRSA(cfg)},
+		MinRSABits: ofIssuer(cfg, func(i config.Issuer) int { return i.Policy.MinRSABits }),
+		MaxRSABits: ofIssuer(cfg, func(i config.Issuer) int { return i.Policy.MaxRSABits }),
+		IssuerURL:  ofIssuer(cfg, func(i config.Issuer) string { return i.Iss }),
+		Policy: keycache.Policy{
+			MinRefresh: cfg.Fetch.MinRefresh, DefaultRefresh: cfg.Fetch.DefaultRefresh,
+			MaxRefresh: cfg.Fetch.MaxRefresh, MaxStale: cfg.Fetch.MaxStale,
+		},
+	}
 }

@@ -59,6 +59,8 @@ type Config struct {
 	// Issuers and Grants are added to the configuration's, which has Issuer
 	// (where there is a Token), and Admin, who may do everything.
 	Issuers, Grants []M
+	// Wrapping says where the wrapping key is. Default: on Token.
+	Wrapping M
 	// Plaintext is the development mode, without TLS.
 	Plaintext bool
 	// Edit has the last word on the configuration.
@@ -68,11 +70,16 @@ type Config struct {
 // KeyLabel is the label of the key for alg on a token.
 func KeyLabel(alg kms.Algorithm) string { return "sign-" + strings.ToLower(string(alg)) }
 
-// NewToken makes a SoftHSM token with a key for each algorithm.
+// WrappingLabel is the label of the wrapping key on a token.
+const WrappingLabel = "wrap"
+
+// NewToken makes a SoftHSM token with a wrapping key and a key for each
+// algorithm.
 func NewToken(t testing.TB, label string, algorithms ...kms.Algorithm) *softhsmtest.Token {
 	t.Helper()
 	token := PrepareToken(t, label)
 	token.Init()
+	AddWrappingKey(token)
 	AddKeys(token, algorithms...)
 	return token
 }
@@ -88,6 +95,9 @@ func PrepareToken(t testing.TB, label string) *softhsmtest.Token {
 type noSetenv struct{ testing.TB }
 
 func (noSetenv) Setenv(string, string) {}
+
+// AddWrappingKey makes the wrapping key on a token.
+func AddWrappingKey(token *softhsmtest.Token) { token.GenerateWrappingKey(WrappingLabel, "f0") }
 
 // AddKeys makes a key on the token for each algorithm.
 func AddKeys(token *softhsmtest.Token, algorithms ...kms.Algorithm) {
@@ -246,6 +256,11 @@ func (s *Service) tree(t testing.TB, cfg Config, ip string) M {
 	}
 	issuers = append(issuers, cfg.Issuers...)
 	tree["issuers"] = issuers
+	if cfg.Wrapping != nil {
+		tree["wrapping"] = cfg.Wrapping
+	} else {
+		tree["wrapping"] = M{"backend": "hsm", "key": "object=" + WrappingLabel}
+	}
 	if !cfg.Plaintext {
 		var names []string
 		for _, i := range issuers {
@@ -255,7 +270,7 @@ func (s *Service) tree(t testing.TB, cfg Config, ip string) M {
 			"caller": Admin, "issuers": names, "clients": []string{"*"}, "token_kinds": []string{"ID_TOKEN", "LOGOUT_TOKEN", "USERINFO", "AUTHORIZATION_RESPONSE", "INTROSPECTION", "ACCESS_TOKEN"},
 			"allow": []string{
 				"issue", "sign_unencrypted", "read_client_keys", "create_client_key", "replace_client_key",
-				"delete_client_key", "refresh_client_key", "read_signing_keys",
+				"generate_client_key", "delete_client_key", "refresh_client_key", "read_signing_keys",
 			},
 		}
 		tree["grants"] = append([]M{all}, cfg.Grants...)

@@ -95,7 +95,7 @@ func document(name string, data []byte) (*yaml.Node, *Problem) {
 	var doc, second yaml.Node
 	if err := dec.Decode(&doc); err != nil {
 		if errors.Is(err, io.EOF) {
-			return nil, &Problem{File: name, Line: 1, Message: "the file is empty", Advice: "write at least backends and issuers"}
+			return nil, &Problem{File: name, Line: 1, Message: "the file is empty", Advice: "write at least backends, wrapping and issuers"}
 		}
 		return nil, syntaxProblem(name, err)
 	}

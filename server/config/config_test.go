@@ -100,6 +100,7 @@ func TestMinimalConfigGetsTheDefaults(t *testing.T) {
 		Backends: map[string]Backend{"hsm": {PKCS11: &PKCS11{
 			Module: "/usr/lib/softhsm/libsofthsm2.so", Token: "bulla", PINFile: in(t, "pin"), Isolation: "none",
 		}}},
+		Wrapping: Wrapping{Backend: "hsm", Key: "object=wrap-1"},
 		Fetch: Fetch{
 			AllowPorts: []int{443}, MinRefresh: time.Minute, DefaultRefresh: 10 * time.Minute,
 			MaxRefresh: 24 * time.Hour, MaxStale: 24 * time.Hour,
@@ -107,7 +108,7 @@ func TestMinimalConfigGetsTheDefaults(t *testing.T) {
 		Issuers: []Issuer{{
 			Name: "main", Iss: "https://login.example.com", Profile: "default", DefaultSigningAlgorithm: kms.ES256,
 			DefaultLifetime: 5 * time.Minute, MaxLifetime: time.Hour, JWKSMaxAge: 10 * time.Minute,
-			Policy: Policy{MaxRSABits: 4096},
+			Policy: Policy{MinRSABits: 2048, MaxRSABits: 4096},
 			SigningKeys: []SigningKey{{
 				Algorithm: kms.ES256, Locations: []string{"hsm:object=login-es256"}, Verify: true,
 				Keys: []KeyRef{{"hsm", "object=login-es256"}},
@@ -135,6 +136,10 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 			}},
 			"aws": {AWSKMS: &AWSKMS{Region: "eu-west-1", Endpoint: "http://127.0.0.1:5000", Rate: 100}},
 		},
+		Wrapping: Wrapping{
+			Backend: "hsm", Key: "object=wrap-1", Former: []string{"hsm:object=wrap-0", "aws:alias/wrap"},
+			FormerKeys: []KeyRef{{"hsm", "object=wrap-0"}, {"aws", "alias/wrap"}},
+		},
 		Fetch: Fetch{
 			CAFile: in(t, "clients-ca.crt"), AllowHosts: []string{"rp.example.com", "*.apps.example.com"},
 			AllowCIDRs: []string{"10.1.0.0/16", "2001:db8::/32"}, AllowPorts: []int{443, 8443},
@@ -150,9 +155,10 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 				Name: "main", Iss: "https://login.example.com", Profile: "default", DefaultSigningAlgorithm: kms.RS256,
 				DefaultLifetime: 2 * time.Minute, MaxLifetime: 30 * time.Minute, JWKSMaxAge: time.Hour,
 				Policy: Policy{
-					Signing:    []kms.Algorithm{kms.RS256, kms.ES256},
-					Encryption: []encrypter.KeyAlgorithm{encrypter.RSAOAEP256, encrypter.ECDHES}, ContentEncryption: []encrypter.ContentEncryption{encrypter.A256GCM, encrypter.A128CBCHS256},
-					MaxRSABits: 8192,
+					Signing:           []kms.Algorithm{kms.RS256, kms.ES256, kms.HS256},
+					Encryption:        []encrypter.KeyAlgorithm{encrypter.RSAOAEP256, encrypter.ECDHES, encrypter.Dir, encrypter.RSA15},
+					ContentEncryption: []encrypter.ContentEncryption{encrypter.A256GCM, encrypter.A128CBCHS256, encrypter.A128CBCPlusHS256},
+					MinRSABits:        3072, MaxRSABits: 8192, Legacy: true,
 				},
 				SigningKeys: []SigningKey{
 					{Algorithm: kms.ES256, Locations: []string{"hsm:object=login-es256", uri}, Verify: true, Keys: []KeyRef{{"hsm", "object=login-es256"}, {"hsm", uri}}},
@@ -163,7 +169,7 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 			{
 				Name: "bank", Iss: "https://bank.example.com/tenant", Profile: "fapi", DefaultSigningAlgorithm: kms.PS256,
 				DefaultLifetime: 5 * time.Minute, MaxLifetime: time.Hour, JWKSMaxAge: 10 * time.Minute,
-				Policy:      Policy{MaxRSABits: 4096},
+				Policy:      Policy{MinRSABits: 2048, MaxRSABits: 4096},
 				SigningKeys: []SigningKey{{Algorithm: kms.PS256, Locations: []string{"hsm:id=%01%02"}, Verify: true, Keys: []KeyRef{{"hsm", "id=%01%02"}}}},
 				Rotation:    Rotation{Create: "never"},
 			},

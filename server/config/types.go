@@ -33,6 +33,9 @@ type Config struct {
 	// case letters, digits and dashes, but not "pkcs11". Required: at least
 	// one.
 	Backends map[string]Backend `yaml:"backends"`
+	// Wrapping is the key that wraps the data keys, which seal stored secrets
+	// and authenticate what is stored. Required.
+	Wrapping Wrapping `yaml:"wrapping"`
 	// Fetch says how client keys are fetched from a jwks_uri.
 	Fetch Fetch `yaml:"fetch"`
 	// Grants say who may do what. Default: none, so that nobody may do
@@ -179,6 +182,26 @@ type Local struct {
 	Path string `yaml:"path" is:"path"`
 }
 
+// Wrapping is the key that wraps the data keys.
+type Wrapping struct {
+	// Backend names the backend that has the key. Required.
+	Backend string `yaml:"backend"`
+	// Key is the key in that backend's own notation, such as object=wrap-1:
+	// an AES key or an RSA key pair of a PKCS#11 token, a symmetric key of AWS
+	// KMS. It signs no tokens. Required.
+	Key string `yaml:"key"`
+	// Former are the places, as backend:key, of wrapping keys that were used
+	// before, or that other replicas use already: what they wrap can be read
+	// still. Default: none.
+	Former []string `yaml:"former"`
+
+	// FormerKeys is Former parsed.
+	FormerKeys []KeyRef
+}
+
+// Ref is the place of the key, as that of a signing key.
+func (w Wrapping) Ref() KeyRef { return KeyRef{Backend: w.Backend, Ref: w.Key} }
+
 // Fetch says how client keys are fetched from a jwks_uri.
 type Fetch struct {
 	// CAFile holds CA certificates, in PEM, to trust beside the system's.
@@ -269,16 +292,20 @@ type Issuer struct {
 // Policy says which algorithms may be used for an issuer. An empty list stands
 // for those that its table allows by default.
 type Policy struct {
-	// Signing lists JWS alg values. Default: empty.
+	// Signing lists JWS alg values: those of the issuer's keys, and HS256,
+	// HS384 and HS512 for clients that sign in with a secret. Default: empty.
 	Signing []kms.Algorithm `yaml:"signing"`
 	// Encryption lists JWE alg values. Default: empty.
 	Encryption []encrypter.KeyAlgorithm `yaml:"encryption"`
 	// ContentEncryption lists JWE enc values. Default: empty.
 	ContentEncryption []encrypter.ContentEncryption `yaml:"content_encryption"`
-	// MaxRSABits is the largest RSA key of a client, 2048 to 8192.
-	// Default: 4096.
+	// MinRSABits and MaxRSABits bound the RSA keys of clients, 2048 to 8192.
+	// Default: 2048 and 4096.
+	MinRSABits int `yaml:"min_rsa_bits"`
 	MaxRSABits int `yaml:"max_rsa_bits"`
-	// Legacy is false: algorithms that are only kept for old clients are off.
+	// Legacy allows the algorithms that are only kept for old clients, RSA1_5
+	// and A128CBC+HS256, where the lists above name them and the client is
+	// registered as legacy. Default: false.
 	Legacy bool `yaml:"legacy"`
 }
 
@@ -343,13 +370,9 @@ func (i *Issuer) setDefaults() {
 	i.JWKSMaxAge = 10 * time.Minute
 }
 
-func (p *Policy) setDefaults()     { p.MaxRSABits = 4096 }
+func (p *Policy) setDefaults()     { p.MinRSABits, p.MaxRSABits = 2048, 4096 }
 func (k *SigningKey) setDefaults() { k.Verify = true }
 func (r *Rotation) setDefaults()   { r.Create = "never" }
-
-func (Config) later() map[string]string {
-	return map[string]string{"wrapping": "remove it: nothing is stored yet that would have to be wrapped"}
-}
 
 func (Store) later() map[string]string {
 	return map[string]string{"postgres": "remove it and use bolt, with one replica"}

@@ -31,6 +31,7 @@ func validate(c *Config, d *decoder) {
 	v.listeners()
 	v.store()
 	v.backends()
+	v.wrapping()
 	v.fetch()
 	v.issuers()
 	v.keysAreBoundOnce()
@@ -252,6 +253,41 @@ func (v *validator) awskms(path string, a *AWSKMS) {
 	}
 }
 
+// wrapping checks where the wrapping key is.
+func (v *validator) wrapping() {
+	const advice = `write wrapping: {backend: hsm, key: "object=wrap-1"}, with the name of a backend and of an AES key made for this alone`
+	w := &v.c.Wrapping
+	if w.Backend == "" && w.Key == "" {
+		v.add("wrapping", "there is no key to protect what is stored", advice)
+		return
+	}
+	if !v.required("wrapping.backend", w.Backend, advice) || !v.required("wrapping.key", w.Key, advice) {
+		return
+	}
+	if _, ok := v.c.Backends[w.Backend]; !ok {
+		if len(v.c.Backends) > 0 && !v.bad["backends"] && !v.bad[join("backends", clean(w.Backend))] {
+			v.add("wrapping.backend", fmt.Sprintf("there is no backend %s", quote(w.Backend)), suggest(w.Backend, backendNames(v.c.Backends)))
+		}
+		return
+	}
+	if v.c.Backends[w.Backend].PKCS11 != nil {
+		if _, problem := pkcs11Attributes(w.Key); problem != nil {
+			v.add("wrapping.key", problem.message, problem.advice)
+		}
+	}
+	noRepeats(v, "wrapping.former", w.Former)
+	for i, text := range w.Former {
+		ref, problem := parseKeyRef(text, v.c.Backends)
+		switch {
+		case problem != nil:
+			v.add(index("wrapping.former", i), problem.message, problem.advice)
+		case ref == w.Ref():
+			v.add(index("wrapping.former", i), "this is the wrapping key itself", "remove it")
+		}
+		w.FormerKeys = append(w.FormerKeys, ref)
+	}
+}
+
 func isLoopbackHost(host string) bool {
 	addr, err := netip.ParseAddr(host)
 	return host == "localhost" || (err == nil && addr.Unmap().IsLoopback())
@@ -415,35 +451,67 @@ func (v *validator) policy(path string, is *Issuer) {
 	p, fapi := is.Policy, is.Profile == ProfileFAPI
 	for i, a := range p.Signing {
 		at := index(join(path, "signing"), i)
-		if v.signing(at, a) && fapi && !a.AllowedInFAPI() {
+		if v.oneOf(at, string(a), signingNames()...) && fapi && !a.AllowedInFAPI() {
 			v.notFAPI(at, string(a), fapiSigning())
 		}
 	}
 	noRepeats(v, join(path, "signing"), p.Signing)
+	legacy := false
 	for i, a := range p.Encryption {
 		at := index(join(path, "encryption"), i)
-		if a == "RSA1_5" {
-			v.add(at, "this version cannot do RSA1_5", "remove it; clients with RSA keys can use RSA-OAEP-256 or RSA-OAEP")
-		} else if v.oneOf(at, string(a), texts(encrypter.KeyAlgorithms())...) && fapi && !a.AllowedInFAPI() {
+		if v.oneOf(at, string(a), texts(encrypter.KeyAlgorithms())...) && fapi && !a.AllowedInFAPI() {
 			v.notFAPI(at, string(a), "another")
 		}
+		legacy = v.legacy(at, string(a), a.Legacy(), p.Legacy || fapi) || legacy
 	}
 	noRepeats(v, join(path, "encryption"), p.Encryption)
 	for i, e := range p.ContentEncryption {
 		at := index(join(path, "content_encryption"), i)
-		if e == "A128CBC+HS256" {
-			v.add(at, "this version cannot do A128CBC+HS256", "remove it; A128CBC-HS256 is the standard's form of it")
-		} else if v.oneOf(at, string(e), texts(encrypter.ContentEncryptions())...) && fapi && !e.AllowedInFAPI() {
+		if v.oneOf(at, string(e), texts(encrypter.ContentEncryptions())...) && fapi && !e.AllowedInFAPI() {
 			v.notFAPI(at, string(e), "another")
 		}
+		legacy = v.legacy(at, string(e), e.Legacy(), p.Legacy || fapi) || legacy
 	}
 	noRepeats(v, join(path, "content_encryption"), p.ContentEncryption)
-	if p.MaxRSABits < kms.MinRSABits || p.MaxRSABits > kms.MaxRSABits {
-		v.add(join(path, "max_rsa_bits"), fmt.Sprintf("%d bits cannot be", p.MaxRSABits), fmt.Sprintf("write %d to %d", kms.MinRSABits, kms.MaxRSABits))
+	if p.Legacy && !legacy {
+		v.add(join(path, "legacy"), "no list of this policy names a legacy algorithm, so that this has no effect", "name RSA1_5 in encryption or A128CBC+HS256 in content_encryption, beside the others that are to be allowed, or remove the line")
 	}
-	if p.Legacy {
-		v.add(join(path, "legacy"), "this version has no legacy algorithms", "write legacy: false, or remove the line")
+	v.rsaBits(path, p)
+}
+
+// legacy notes a legacy algorithm where the policy does not say that it means
+// it, and reports whether name is one.
+func (v *validator) legacy(path, name string, is, allowed bool) bool {
+	if is && !allowed {
+		v.add(path, quote(name)+" is only kept for old clients", "write legacy: true in this policy if you need it, or remove it")
 	}
+	return is
+}
+
+// rsaBits checks the bounds of clients' RSA keys.
+func (v *validator) rsaBits(path string, p Policy) {
+	good := true
+	for _, bound := range []struct {
+		name string
+		bits int
+	}{{"min_rsa_bits", p.MinRSABits}, {"max_rsa_bits", p.MaxRSABits}} {
+		if bound.bits < kms.MinRSABits || bound.bits > kms.MaxRSABits {
+			v.add(join(path, bound.name), fmt.Sprintf("%d bits cannot be", bound.bits), fmt.Sprintf("write %d to %d", kms.MinRSABits, kms.MaxRSABits))
+			good = false
+		}
+	}
+	if good && p.MinRSABits > p.MaxRSABits {
+		at := join(path, "min_rsa_bits")
+		if !v.given(at) {
+			at = join(path, "max_rsa_bits")
+		}
+		v.add(at, fmt.Sprintf("min_rsa_bits %d is above max_rsa_bits %d", p.MinRSABits, p.MaxRSABits), "lower the one or raise the other")
+	}
+}
+
+// signingNames are the JWS algorithms a policy may name.
+func signingNames() []string {
+	return texts(append(kms.Algorithms(), kms.SecretAlgorithms()...))
 }
 
 // signing notes a name that is no JWS algorithm of a signing key. For a name
@@ -562,6 +630,9 @@ func (v *validator) keysAreBoundOnce() {
 				path := index(join(index(join(index("issuers", i), "signing_keys"), j), "keys"), l)
 				if ref == (KeyRef{}) {
 					continue
+				}
+				if ref == v.c.Wrapping.Ref() || slices.Contains(v.c.Wrapping.FormerKeys, ref) {
+					v.add(path, "this is the wrapping key", "use a key pair that does nothing but sign tokens")
 				}
 				if u, ok := first[ref]; !ok {
 					first[ref] = use{path, k.Algorithm}

@@ -4,11 +4,9 @@
 package issuer
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/kms"
@@ -45,7 +43,8 @@ type Config struct {
 	Token signer.Issuer
 	// Profile limits the algorithms. Empty means Default.
 	Profile Profile
-	// DefaultAlgorithm signs where neither client nor request chooses.
+	// DefaultAlgorithm signs where neither client nor request chooses. The
+	// issuer has a key for it.
 	DefaultAlgorithm kms.Algorithm
 	// SigningKeys are the algorithms the issuer has a key for.
 	SigningKeys []kms.Algorithm
@@ -54,67 +53,31 @@ type Config struct {
 	Signing           []kms.Algorithm
 	Encryption        []encrypter.KeyAlgorithm
 	ContentEncryption []encrypter.ContentEncryption
+	// Legacy allows the legacy algorithms that Encryption and
+	// ContentEncryption name, for clients that are registered as legacy.
+	// Default: false, and then none may be named.
+	Legacy bool
+	// MinRSABits and MaxRSABits bound the RSA keys of clients, 2048 to 8192.
+	// Default: 2048 and 4096.
+	MinRSABits, MaxRSABits int
 }
 
 // Issuer is one issuer, ready to use. It is immutable.
 type Issuer struct {
-	name       string
-	token      signer.Issuer
-	algorithm  kms.Algorithm
-	signing    allowed[kms.Algorithm]
-	encryption allowed[encrypter.KeyAlgorithm]
-	content    allowed[encrypter.ContentEncryption]
+	name      string
+	token     signer.Issuer
+	algorithm kms.Algorithm
+	policy    policy
 }
 
-// allowed is a short list of names; a linear look is fastest.
-type allowed[T ~string] []T
-
-func (a allowed[T]) check(what string, name T) error {
-	if slices.Contains(a, name) {
-		return nil
-	}
-	return fmt.Errorf("%w: %s %q; allowed here: %s", ErrAlgorithm, what, string(name), a)
-}
-
-func (a allowed[T]) String() string {
-	names := make([]string, len(a))
-	for i, n := range a {
-		names[i] = string(n)
-	}
-	return cmp.Or(strings.Join(names, ", "), "none")
-}
-
-// New compiles an issuer's policy.
+// New compiles an issuer's policy. Its error joins everything that is wrong with
+// the configuration, by the names that the settings have there.
 func New(cfg Config) (*Issuer, error) {
-	fapi := cfg.Profile == FAPI
-	i := &Issuer{
-		name: cfg.Name, token: cfg.Token, algorithm: cfg.DefaultAlgorithm,
-		signing: choose(kms.Algorithms(), cfg.Signing, func(a kms.Algorithm) bool {
-			return slices.Contains(cfg.SigningKeys, a) && (!fapi || a.AllowedInFAPI())
-		}),
-		encryption: choose(encrypter.KeyAlgorithms(), cfg.Encryption, func(a encrypter.KeyAlgorithm) bool {
-			return (a.AllowedByDefault() || slices.Contains(cfg.Encryption, a)) && (!fapi || a.AllowedInFAPI())
-		}),
-		content: choose(encrypter.ContentEncryptions(), cfg.ContentEncryption, func(e encrypter.ContentEncryption) bool {
-			return (e.AllowedByDefault() || slices.Contains(cfg.ContentEncryption, e)) && (!fapi || e.AllowedInFAPI())
-		}),
+	p, err := newPolicy(&cfg)
+	if err != nil {
+		return nil, fmt.Errorf("issuer %s: %w", cfg.Name, err)
 	}
-	if err := i.CheckSigning(i.algorithm); err != nil {
-		return nil, fmt.Errorf("issuer %s: default_signing_algorithm: %w", cfg.Name, err)
-	}
-	return i, nil
-}
-
-// choose returns the members of table, in its order, that the policy names (an
-// empty policy names all) and ok lets pass.
-func choose[T ~string](table, policy []T, ok func(T) bool) allowed[T] {
-	var chosen allowed[T]
-	for _, name := range table {
-		if (len(policy) == 0 || slices.Contains(policy, name)) && ok(name) {
-			chosen = append(chosen, name)
-		}
-	}
-	return chosen
+	return &Issuer{name: cfg.Name, token: cfg.Token, algorithm: cfg.DefaultAlgorithm, policy: p}, nil
 }
 
 // Name is how requests and grants call the issuer.
@@ -123,30 +86,51 @@ func (i *Issuer) Name() string { return i.name }
 // Token is what the rules of tokens need to know of the issuer.
 func (i *Issuer) Token() signer.Issuer { return i.token }
 
-// DefaultAlgorithm signs where neither client nor request chooses.
+// DefaultAlgorithm signs where neither client nor request chooses. It is
+// asymmetric.
 func (i *Issuer) DefaultAlgorithm() kms.Algorithm { return i.algorithm }
 
-// Signing, Encryption and ContentEncryption list what the policy allows.
-func (i *Issuer) Signing() []kms.Algorithm { return slices.Clone(i.signing) }
+// Signing lists the JWS alg values that can be used: those of the issuer's keys
+// and, for clients that have registered a secret and one of them, the symmetric
+// ones, as far as the policy allows.
+func (i *Issuer) Signing() []kms.Algorithm { return slices.Clone(i.policy.signing) }
 
-// Encryption lists the JWE alg values that the policy allows.
-func (i *Issuer) Encryption() []encrypter.KeyAlgorithm { return slices.Clone(i.encryption) }
+// Encryption lists the JWE alg values that can be used with at least one of
+// ContentEncryption. Legacy ones among them are for legacy clients.
+func (i *Issuer) Encryption() []encrypter.KeyAlgorithm { return slices.Clone(i.policy.encryption) }
 
-// ContentEncryption lists the JWE enc values that the policy allows.
-func (i *Issuer) ContentEncryption() []encrypter.ContentEncryption { return slices.Clone(i.content) }
+// ContentEncryption lists the JWE enc values that can be used with at least one
+// of Encryption. Legacy ones among them are for legacy clients.
+func (i *Issuer) ContentEncryption() []encrypter.ContentEncryption {
+	return slices.Clone(i.policy.content)
+}
 
-// CheckSigning returns ErrAlgorithm if the policy does not allow the JWS alg.
+// MinRSABits is the shortest RSA key of a client in bits.
+func (i *Issuer) MinRSABits() int { return i.policy.minRSABits }
+
+// MaxRSABits is the longest RSA key of a client in bits.
+func (i *Issuer) MaxRSABits() int { return i.policy.maxRSABits }
+
+// CheckSigning returns ErrAlgorithm if the policy does not allow the JWS alg. For
+// a symmetric one the client must have registered it too.
 func (i *Issuer) CheckSigning(alg kms.Algorithm) error {
-	return i.signing.check("signing algorithm", alg)
+	return i.policy.signing.check("signing algorithm", alg)
 }
 
 // CheckEncryption returns ErrAlgorithm if the policy does not allow the JWE alg
-// or enc.
-func (i *Issuer) CheckEncryption(alg encrypter.KeyAlgorithm, enc encrypter.ContentEncryption) error {
-	if err := i.encryption.check("encryption algorithm", alg); err != nil {
-		return err
+// and enc together for a client that is, or is not, registered as legacy. The
+// text names what would be allowed, and for a legacy algorithm what is missing.
+func (i *Issuer) CheckEncryption(alg encrypter.KeyAlgorithm, enc encrypter.ContentEncryption, legacyClient bool) error {
+	return i.policy.checkEncryption(alg, enc, legacyClient)
+}
+
+// CheckRSABits returns ErrAlgorithm if a client's RSA key of that many bits is
+// outside of the policy.
+func (i *Issuer) CheckRSABits(bits int) error {
+	if lo, hi := i.policy.minRSABits, i.policy.maxRSABits; bits < lo || bits > hi {
+		return fmt.Errorf("%w: an RSA key of %d bits; allowed here: %d to %d bits", ErrAlgorithm, bits, lo, hi)
 	}
-	return i.content.check("content encryption", enc)
+	return nil
 }
 
 // Directory finds issuers by name.

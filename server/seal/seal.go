@@ -19,7 +19,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/keycache"
@@ -52,6 +56,7 @@ type Authorizer interface {
 type Recipients interface {
 	Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (keycache.Recipient, error)
 	Setting(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (registry.Setting, error)
+	SigningSecret(ctx context.Context, issuer, clientID string) ([]byte, error)
 }
 
 // Keys knows the issuers' active signing keys: keyring.Keyring.
@@ -64,9 +69,11 @@ type Auditor interface {
 	Record(ctx context.Context, e audit.Event) error
 }
 
-// Observer is told how long each stage of a token took.
+// Observer is told how long each stage of a token took, and of each token that
+// was made with a legacy algorithm.
 type Observer interface {
 	Stage(stage Stage, alg string, took time.Duration)
+	Legacy(issuer, alg, enc string)
 }
 
 // Stage is a step on the way of a token.
@@ -81,7 +88,7 @@ const (
 	StageAudit     Stage = "audit"
 )
 
-// Config is what a Sealer is made of. All fields are required.
+// Config is what a Sealer is made of. All fields but Logger are required.
 type Config struct {
 	Issuers    *issuer.Directory
 	Authorizer Authorizer
@@ -91,10 +98,15 @@ type Config struct {
 	Observer   Observer
 	// Reason names an error for the audit log, as the API does.
 	Reason func(error) string
+	// Logger gets what an operator should look at. Default: none.
+	Logger *slog.Logger
 }
 
 // Sealer issues tokens.
-type Sealer struct{ cfg Config }
+type Sealer struct {
+	cfg       Config
+	legacyLog rate.Sometimes
+}
 
 // New makes a Sealer.
 func New(cfg Config) (*Sealer, error) {
@@ -102,7 +114,10 @@ func New(cfg Config) (*Sealer, error) {
 		cfg.Auditor == nil || cfg.Observer == nil || cfg.Reason == nil {
 		return nil, errors.New("seal: every field of Config is required")
 	}
-	return &Sealer{cfg: cfg}, nil
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Sealer{cfg: cfg, legacyLog: rate.Sometimes{First: 1, Interval: time.Second}}, nil
 }
 
 // Request asks for one token.
@@ -235,7 +250,8 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 		return fmt.Errorf("%w: its registration names no encryption algorithm for %s; register one, or ask Sign for a signed token", keycache.ErrNoSetting, t.Kind)
 	}
 	// The policy may have become stricter since the client was registered.
-	if err := t.issuer.CheckEncryption(to.Algorithm(), to.ContentEncryption()); err != nil {
+	// Whether the client is registered as legacy was looked at then.
+	if err := t.issuer.CheckEncryption(to.Algorithm(), to.ContentEncryption(), true); err != nil {
 		return err
 	}
 	jws, err := s.jws(ctx, t, to.Setting)
@@ -248,6 +264,9 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 		return fmt.Errorf("encrypt: %w", err)
 	}
 	s.cfg.Observer.Stage(StageEncrypt, string(to.Algorithm()), time.Since(began))
+	if to.Algorithm().Legacy() || to.ContentEncryption().Legacy() {
+		s.legacy(ctx, t, to)
+	}
 
 	t.result.Token = jwe
 	t.result.EncryptionKeyID = to.KeyID()
@@ -261,6 +280,17 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	t.event.EncryptionAlgorithm = string(to.Algorithm())
 	t.event.ContentEncryption = string(to.ContentEncryption())
 	return nil
+}
+
+// legacy counts a token for which a legacy algorithm was used. The log has one
+// such client a second at most; the audit log has all.
+func (s *Sealer) legacy(ctx context.Context, t *token, to keycache.Recipient) {
+	alg, enc := string(to.Algorithm()), string(to.ContentEncryption())
+	s.cfg.Observer.Legacy(t.issuer.Name(), alg, enc)
+	s.legacyLog.Do(func() {
+		s.cfg.Logger.WarnContext(ctx, "legacy algorithm in use: have the client register RSA-OAEP-256 and a standard enc",
+			"issuer", t.issuer.Name(), "client_id", t.ClientID, "token_kind", t.Kind, "alg", alg, "enc", enc)
+	})
 }
 
 // sign is the way of a token that is only signed. For a client-bound kind the
@@ -295,7 +325,7 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	if err != nil {
 		return nil, err
 	}
-	key, err := s.cfg.Keys.Key(t.issuer.Name(), alg)
+	key, err := s.signingKey(ctx, t, alg)
 	if err != nil {
 		return nil, err
 	}
@@ -322,6 +352,23 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	return jws, nil
 }
 
+// signingKey is the issuer's, or the client's secret where the client registered
+// that its tokens are signed with it.
+func (s *Sealer) signingKey(ctx context.Context, t *token, alg kms.Algorithm) (*signer.SigningKey, error) {
+	if !alg.Symmetric() {
+		return s.cfg.Keys.Key(t.issuer.Name(), alg)
+	}
+	secret, err := s.cfg.Recipients.SigningSecret(ctx, t.issuer.Name(), t.ClientID)
+	if err != nil {
+		return nil, err
+	}
+	return signer.NewSecretKey(alg, secret)
+}
+
+func asymmetric(list []kms.Algorithm) []kms.Algorithm {
+	return slices.DeleteFunc(list, kms.Algorithm.Symmetric)
+}
+
 // algorithm is the one the client registered, else the request's, else the
 // issuer's default.
 func algorithm(t *token, setting registry.Setting) (kms.Algorithm, error) {
@@ -335,6 +382,10 @@ func algorithm(t *token, setting registry.Setting) (kms.Algorithm, error) {
 	}
 	if alg == "" {
 		alg = t.issuer.DefaultAlgorithm()
+	}
+	if alg.Symmetric() && setting.SigningAlgorithm == "" {
+		return "", fmt.Errorf("%w: %s signs with the client's secret, and the client did not register it for %s; register it, or ask for one of %v",
+			issuer.ErrAlgorithm, alg, t.Kind, asymmetric(t.issuer.Signing()))
 	}
 	return alg, t.issuer.CheckSigning(alg)
 }

@@ -35,9 +35,10 @@ type world struct {
 	steps  []string
 	events []audit.Event
 
-	denied, recipientErr, settingErr, keyErr, signErr, auditErr error
+	denied, recipientErr, settingErr, keyErr, signErr, auditErr, secretErr error
 
 	setting registry.Setting
+	secret  []byte
 	client  *rsa.PrivateKey
 	to      *encrypter.Recipient
 	key     *ecdsa.PrivateKey
@@ -72,7 +73,13 @@ func (w *world) Record(_ context.Context, e audit.Event) error {
 	return w.auditErr
 }
 
+func (w *world) SigningSecret(context.Context, string, string) ([]byte, error) {
+	w.step("secret")
+	return w.secret, w.secretErr
+}
+
 func (w *world) Stage(Stage, string, time.Duration) {}
+func (w *world) Legacy(issuer, alg, enc string)     { w.step("legacy " + issuer + " " + alg + " " + enc) }
 
 // The world is the backend's key too.
 func (w *world) Algorithm() kms.Algorithm { return kms.ES256 }
@@ -188,8 +195,10 @@ func TestWhereATokenStops(t *testing.T) {
 		{"no key of the client", func(w *world, _ *Request) { w.recipientErr = keycache.ErrUnusable }, keycache.ErrUnusable, []string{"authorize issue", "recipient", "audit failed"}},
 		{"signed-only client", func(w *world, _ *Request) { w.to = nil }, keycache.ErrNoSetting, []string{"authorize issue", "recipient", "audit failed"}},
 		{"access token", func(_ *world, r *Request) { r.Kind = signer.AccessToken }, ErrSignedOnly, []string{"authorize issue", "audit failed"}},
-		{"kind of later", func(_ *world, r *Request) { r.Kind = "LOGOUT_TOKEN" }, signer.ErrKindUnsupported, []string{"authorize issue", "audit failed"}},
+		{"kind of later", func(_ *world, r *Request) { r.Kind = "FUTURE_TOKEN" }, signer.ErrKindUnsupported, []string{"authorize issue", "audit failed"}},
 		{"algorithm without a key", func(_ *world, r *Request) { r.SigningAlgorithm = kms.RS256 }, issuer.ErrAlgorithm, []string{"authorize issue", "recipient", "audit failed"}},
+		{"a secret that nobody registered to sign with", func(_ *world, r *Request) { r.SigningAlgorithm = kms.HS256 }, issuer.ErrAlgorithm, []string{"authorize issue", "recipient", "audit failed"}},
+		{"no secret is kept", func(w *world, _ *Request) { w.setting.SigningAlgorithm, w.secretErr = "HS256", broken }, broken, []string{"authorize issue", "recipient", "secret", "audit failed"}},
 		{"another algorithm than registered", func(w *world, r *Request) { w.setting.SigningAlgorithm, r.SigningAlgorithm = "PS256", "ES256" }, issuer.ErrAlgorithm, []string{"authorize issue", "recipient", "audit failed"}},
 		{"key not open", func(w *world, _ *Request) { w.keyErr = broken }, broken, []string{"authorize issue", "recipient", "key ES256", "audit failed"}},
 		{"bad claims", func(_ *world, r *Request) { r.Claims = []byte(`{}`) }, signer.ErrClaims, []string{"authorize issue", "recipient", "key ES256", "audit failed"}},
@@ -285,4 +294,49 @@ func TestAPolicyThatBecameStricterStopsARegisteredClient(t *testing.T) {
 	if slices.Contains(w.steps, "sign") {
 		t.Error("the key signed")
 	}
+}
+
+func TestARegisteredSecretSignsInsteadOfTheIssuersKey(t *testing.T) {
+	w, s := newWorld(t)
+	w.setting.SigningAlgorithm = "HS256"
+	w.setting.EncryptionAlgorithm, w.setting.ContentEncryption = "", ""
+	w.secret = []byte("thirty-two octets, which it takes")
+	req := request()
+	result, err := s.Sign(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSteps(t, w, "authorize issue", "setting", "secret", "audit issued")
+	if result.SigningKeyID != "" || result.SigningAlgorithm != kms.HS256 {
+		t.Errorf("got kid %q and %s, want none and HS256", result.SigningKeyID, result.SigningAlgorithm)
+	}
+	signed, err := jose.ParseSignedCompact(result.Token, []jose.SignatureAlgorithm{jose.HS256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := signed.Verify(w.secret); err != nil || signed.Signatures[0].Header.KeyID != "" {
+		t.Errorf("go-jose: %v, kid %q", err, signed.Signatures[0].Header.KeyID)
+	}
+}
+
+func TestLegacyAlgorithmsAreCounted(t *testing.T) {
+	w, s := newWorld(t)
+	i, err := issuer.New(issuer.Config{
+		Name: "main", DefaultAlgorithm: kms.ES256, SigningKeys: []kms.Algorithm{kms.ES256}, Legacy: true,
+		Encryption: []encrypter.KeyAlgorithm{encrypter.RSA15},
+		Token:      signer.Issuer{URL: "https://login.example.com", DefaultLifetime: time.Minute, MaxLifetime: time.Hour},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cfg.Issuers = issuer.NewDirectory(i)
+	if w.to, err = encrypter.NewRecipient(encrypter.RecipientConfig{
+		Key: &w.client.PublicKey, Algorithm: encrypter.RSA15, ContentEncryption: encrypter.A256GCM,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.SignAndEncrypt(t.Context(), request()); err != nil {
+		t.Fatal(err)
+	}
+	wantSteps(t, w, "authorize issue", "recipient", "key ES256", "sign", "legacy main RSA1_5 A256GCM", "audit issued")
 }

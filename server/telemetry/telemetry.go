@@ -1,6 +1,6 @@
 // Package telemetry is what the service tells of itself in Prometheus metrics.
 // Every label takes its values from a closed set: methods, codes, reasons,
-// stages and algorithms, never a client or a caller.
+// stages, algorithms and configured names, never a client or a caller.
 package telemetry
 
 import (
@@ -20,6 +20,7 @@ type Metrics struct {
 	rpcs   *prometheus.CounterVec
 	rpc    *prometheus.HistogramVec
 	stage  *prometheus.HistogramVec
+	legacy *prometheus.CounterVec
 	panics prometheus.Counter
 	shakes prometheus.Counter
 	reg    prometheus.Registerer
@@ -37,6 +38,9 @@ func New(reg prometheus.Registerer) (*Metrics, error) {
 		stage: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "bulla_stage_seconds", Help: "Duration of each stage on the way of a token, by algorithm where it has one.", Buckets: buckets,
 		}, []string{"stage", "algorithm"}),
+		legacy: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bulla_legacy_tokens_total", Help: "Tokens that were encrypted with a legacy algorithm.",
+		}, []string{"issuer", "alg", "enc"}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "bulla_panics_total", Help: "Panics caught in handlers.",
 		}),
@@ -45,7 +49,7 @@ func New(reg prometheus.Registerer) (*Metrics, error) {
 		}),
 		reg: reg,
 	}
-	for _, c := range []prometheus.Collector{m.rpcs, m.rpc, m.stage, m.panics, m.shakes} {
+	for _, c := range []prometheus.Collector{m.rpcs, m.rpc, m.stage, m.legacy, m.panics, m.shakes} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -69,6 +73,11 @@ func (m *Metrics) HandshakeFailed() { m.shakes.Inc() }
 // Stage measures a stage of a token.
 func (m *Metrics) Stage(stage seal.Stage, algorithm string, took time.Duration) {
 	m.stage.WithLabelValues(string(stage), algorithm).Observe(took.Seconds())
+}
+
+// Legacy counts a token that was encrypted with a legacy algorithm.
+func (m *Metrics) Legacy(issuer, alg, enc string) {
+	m.legacy.WithLabelValues(issuer, alg, enc).Inc()
 }
 
 // Gauge registers a value that is read when the metrics are.

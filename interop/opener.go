@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +21,7 @@ const patience = 60 * time.Second
 // by concurrent tests.
 type Opener struct {
 	client Client
+	about  About
 
 	mu      sync.Mutex // guards what follows: one request and its answer
 	lastID  int
@@ -32,10 +31,18 @@ type Opener struct {
 	stderr  bytes.Buffer // written by the process until it has ended
 }
 
-// Request is what a client is asked. The three lists are all that it may accept.
+// About is what a client says of itself when it starts.
+type About struct {
+	Library  string `json:"library"`  // with its version: "jose 6.2.17"
+	Platform string `json:"platform"` // what it runs on: "Node.js 20.20.2"
+}
+
+// Request is what a client is asked. It has a private key or a secret, not both. The
+// three lists are all that it may accept.
 type Request struct {
 	Token               string          `json:"token"`
-	PrivateJWK          json.RawMessage `json:"private_jwk"`
+	PrivateJWK          json.RawMessage `json:"private_jwk,omitempty"`
+	ClientSecret        string          `json:"client_secret,omitempty"`
 	SignersJWKS         json.RawMessage `json:"signers_jwks"`
 	KeyAlgorithms       []string        `json:"key_algorithms"`
 	ContentEncryptions  []string        `json:"content_encryptions"`
@@ -80,7 +87,65 @@ func Start(t testing.TB, client Client) *Opener {
 			t.Errorf("interop client %s ended with %v\n%s", client, err, o.stderr.String())
 		}
 	})
+	if client == NodeJoseReverted {
+		// Node.js writes its warning of Revert where the answers are.
+		if _, err := o.line(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.read(&o.about); err != nil {
+		t.Fatal(err)
+	}
 	return o
+}
+
+// StartAll starts the clients that there are: all of them, but NodeJoseReverted only
+// on a Node.js that it makes a difference to.
+func StartAll(t testing.TB) map[Client]*Opener {
+	t.Helper()
+	openers := map[Client]*Opener{}
+	for _, client := range Clients {
+		if client == NodeJoseReverted && !reverts(openers[NodeJose].about) {
+			t.Logf("%s is left out: %s knows no %s", client, openers[NodeJose].about.Platform, Revert)
+			continue
+		}
+		openers[client] = Start(t, client)
+	}
+	return openers
+}
+
+// reverts reports whether a Node.js has the patch that Revert takes back.
+func reverts(node About) bool {
+	return strings.HasPrefix(node.Platform, "Node.js 18.") || strings.HasPrefix(node.Platform, "Node.js 20.")
+}
+
+// Client returns which client it is.
+func (o *Opener) Client() Client { return o.client }
+
+// About returns what the client says of itself.
+func (o *Opener) About() About { return o.about }
+
+// line reads one line of the client.
+func (o *Opener) line() ([]byte, error) {
+	late := time.AfterFunc(patience, func() { _ = o.process.Kill() })
+	defer late.Stop()
+	raw, err := o.stdout.ReadBytes('\n')
+	if err != nil {
+		return nil, fmt.Errorf("interop client %s gave no answer within %v: %w", o.client, patience, err)
+	}
+	return raw, nil
+}
+
+// read reads one line of the client, which is JSON.
+func (o *Opener) read(into any) error {
+	raw, err := o.line()
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("interop client %s: answer is not JSON: %w", o.client, err)
+	}
+	return nil
 }
 
 // Open asks the client to open a token. An error of type Refusal is the client's own
@@ -96,14 +161,8 @@ func (o *Opener) Open(r Request) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	late := time.AfterFunc(patience, func() { _ = o.process.Kill() })
-	defer late.Stop()
 	if _, err := o.stdin.Write(append(line, '\n')); err != nil {
 		return nil, fmt.Errorf("interop client %s does not read: %w", o.client, err)
-	}
-	raw, err := o.stdout.ReadBytes('\n')
-	if err != nil {
-		return nil, fmt.Errorf("interop client %s gave no answer within %v: %w", o.client, patience, err)
 	}
 	var answer struct {
 		ID    int    `json:"id"`
@@ -111,8 +170,8 @@ func (o *Opener) Open(r Request) (*Opened, error) {
 		Error string `json:"error"`
 		Opened
 	}
-	if err := json.Unmarshal(raw, &answer); err != nil {
-		return nil, fmt.Errorf("interop client %s: answer is not JSON: %w", o.client, err)
+	if err := o.read(&answer); err != nil {
+		return nil, err
 	}
 	if answer.ID != o.lastID {
 		return nil, fmt.Errorf("interop client %s answered request %d, not %d", o.client, answer.ID, o.lastID)
@@ -129,11 +188,12 @@ type Refusal string
 func (r Refusal) Error() string { return "refused: " + string(r) }
 
 // Check asks the client to open a token made as c says and compares with what the
-// matrix expects: the claims, byte for byte, or the right refusal.
-func (o *Opener) Check(t testing.TB, c Case, r Request, claims string) {
+// matrix expects: the claims, byte for byte, or the right refusal. It reports
+// whether the client opened the token.
+func (o *Opener) Check(t testing.TB, c Case, r Request, claims string) bool {
 	t.Helper()
 	opened, err := o.Open(r)
-	opens, because := Expect(o.client, c)
+	opens, because := Expect(o.client, o.about, c)
 	var refusal Refusal
 	switch {
 	case err != nil && !errors.As(err, &refusal):
@@ -152,55 +212,9 @@ func (o *Opener) Check(t testing.TB, c Case, r Request, claims string) {
 			t.Errorf("%s: %s: got alg %v in the JWS header, want %s", o.client, c, got, c.Signature)
 		}
 	case err == nil:
-		t.Errorf("%s: %s: opened, although the matrix says: %s. Correct the matrix.", o.client, c, because.Reason)
+		t.Errorf("%s: %s: opened, although the matrix says: %s Correct the matrix.", o.client, c, because.Reason)
 	case !strings.Contains(string(refusal), because.Error):
 		t.Errorf("%s: %s: refused with %q, want %q in it (%s)", o.client, c, refusal, because.Error, because.Reason)
 	}
-}
-
-// command returns the program of a client, having looked for what it needs.
-func command(client Client) (*exec.Cmd, error) {
-	dir, err := folder()
-	if err != nil {
-		return nil, err
-	}
-	switch client {
-	case Node:
-		if _, err := exec.LookPath("node"); err != nil {
-			return nil, errors.New("interop client node: there is no node; install Node.js 20 or newer")
-		}
-		dir = filepath.Join(dir, "node")
-		if _, err := os.Stat(filepath.Join(dir, "node_modules", "jose")); err != nil {
-			return nil, errors.New("interop client node: npm jose is not installed; run: npm ci --prefix interop/node")
-		}
-		return exec.Command("node", filepath.Join(dir, "open.mjs")), nil
-	case Python:
-		// Debian's jwcrypto belongs to Debian's Python, which need not be the first
-		// in the path.
-		const python = "/usr/bin/python3"
-		if err := exec.Command(python, "-c", "import jwcrypto").Run(); err != nil {
-			return nil, errors.New("interop client python: python3-jwcrypto is not installed; run: apt-get install -y python3-jwcrypto")
-		}
-		return exec.Command(python, filepath.Join(dir, "python", "open.py")), nil
-	}
-	return nil, fmt.Errorf("interop client %q is unknown; choose of %v", client, Clients)
-}
-
-// folder finds this package's folder: tests run in the folder of their package,
-// which lies somewhere in the same module.
-func folder() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return filepath.Join(dir, "interop"), nil
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", errors.New("interop: no go.mod above the working directory; run the tests inside the module")
-		}
-		dir = parent
-	}
+	return err == nil
 }
