@@ -7,7 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha1" //nolint:gosec // x5t is defined with it: RFC 7515, section 4.1.7
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509"
@@ -179,7 +179,7 @@ func TestCertificateNamesItselfInTheHeader(t *testing.T) {
 	t.Parallel()
 	admin, key := shared.Caller(t, harness.Admin), rsaPair(t)
 	der := certificate(t, key, time.Now().Add(90*24*time.Hour))
-	sum1, sum256 := sha1.Sum(der), sha256.Sum256(der) //nolint:gosec // as above
+	sum1, sum256 := sha1.Sum(der), sha256.Sum256(der)
 	for _, x5t := range []bool{false, true} {
 		id := map[bool]string{false: "cert", true: "cert-x5t"}[x5t]
 		req := withPEM(id, pemBlock("CERTIFICATE", der), setting("RSA-OAEP", "A128GCM"))

@@ -242,7 +242,8 @@ type ChosenKey struct {
 	TokenKind TokenKind `protobuf:"varint,1,opt,name=token_kind,json=tokenKind,proto3,enum=bulla.v1.TokenKind" json:"token_kind,omitempty"`
 	// The key's kid, empty if it has none.
 	KeyId string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// The key's RFC 7638 SHA-256 thumbprint, base64url.
+	// The key's RFC 7638 SHA-256 thumbprint, base64url. Empty for a key that comes
+	// from the client's secret: a hash would help to guess that.
 	Thumbprint string `protobuf:"bytes,3,opt,name=thumbprint,proto3" json:"thumbprint,omitempty"`
 	// The JWE alg.
 	EncryptionAlgorithm string `protobuf:"bytes,4,opt,name=encryption_algorithm,json=encryptionAlgorithm,proto3" json:"encryption_algorithm,omitempty"`
@@ -342,7 +343,8 @@ type ClientKey struct {
 	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
 	// When they are looked at again.
 	NextRefreshAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=next_refresh_at,json=nextRefreshAt,proto3" json:"next_refresh_at,omitempty"`
-	// When the last good set goes out of use if it cannot be refreshed.
+	// When the last good set goes out of use if it cannot be refreshed, or the
+	// client's secret expires, whichever comes first.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// What works and deserves a look all the same.
 	Warnings []string `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
@@ -515,7 +517,8 @@ type RegisterClientKeyRequest struct {
 	//	*RegisterClientKeyRequest_ClientSecret
 	//	*RegisterClientKeyRequest_ClientMetadata
 	KeySource isRegisterClientKeyRequest_KeySource `protobuf_oneof:"key_source"`
-	// How each kind of token is made.
+	// How each kind of token is made. Beside client_metadata a setting given here
+	// counts for its kind.
 	Settings []*ResponseSetting `protobuf:"bytes,8,rep,name=settings,proto3" json:"settings,omitempty"`
 	// Allows the legacy algorithms, where the issuer's policy allows them too.
 	Legacy bool `protobuf:"varint,9,opt,name=legacy,proto3" json:"legacy,omitempty"`
@@ -680,7 +683,8 @@ type RegisterClientKeyRequest_PublicKeyPem struct {
 }
 
 type RegisterClientKeyRequest_ClientSecret struct {
-	// The client's secret.
+	// The client's secret, in UTF-8. Only the keys that the settings derive from
+	// it are kept, sealed, and the secret itself only where one signs with it.
 	ClientSecret string `protobuf:"bytes,6,opt,name=client_secret,json=clientSecret,proto3,oneof"`
 }
 
@@ -755,7 +759,7 @@ type GenerateClientKeyRequest struct {
 	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
 	// How each kind of token is made.
 	Settings []*ResponseSetting `protobuf:"bytes,3,rep,name=settings,proto3" json:"settings,omitempty"`
-	// What key to make.
+	// What key to make. Unset: one that fits the first setting that encrypts.
 	//
 	// Types that are valid to be assigned to KeySpec:
 	//

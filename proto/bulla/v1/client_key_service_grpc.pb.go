@@ -44,7 +44,8 @@ type ClientKeyServiceClient interface {
 	// set.
 	RegisterClientKey(ctx context.Context, in *RegisterClientKeyRequest, opts ...grpc.CallOption) (*RegisterClientKeyResponse, error)
 	// GenerateClientKey makes a key pair for a client, keeps the public half and
-	// returns the private one, this once only.
+	// returns the private one, this once only. With a revision it replaces the
+	// client's key at once, which takes the permission to replace as well.
 	GenerateClientKey(ctx context.Context, in *GenerateClientKeyRequest, opts ...grpc.CallOption) (*GenerateClientKeyResponse, error)
 	// GetClientKey returns what is known of one client.
 	GetClientKey(ctx context.Context, in *GetClientKeyRequest, opts ...grpc.CallOption) (*GetClientKeyResponse, error)
@@ -172,7 +173,8 @@ type ClientKeyServiceServer interface {
 	// set.
 	RegisterClientKey(context.Context, *RegisterClientKeyRequest) (*RegisterClientKeyResponse, error)
 	// GenerateClientKey makes a key pair for a client, keeps the public half and
-	// returns the private one, this once only.
+	// returns the private one, this once only. With a revision it replaces the
+	// client's key at once, which takes the permission to replace as well.
 	GenerateClientKey(context.Context, *GenerateClientKeyRequest) (*GenerateClientKeyResponse, error)
 	// GetClientKey returns what is known of one client.
 	GetClientKey(context.Context, *GetClientKeyRequest) (*GetClientKeyResponse, error)
