@@ -46,6 +46,8 @@ type clientKeyService struct {
 	store   registry.Store
 	keys    ClientKeys
 	secrets Secrets
+	// generating holds a token for each key pair that is being made.
+	generating chan struct{}
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.
 	checkURI func(uri string) error
 	log      *slog.Logger
@@ -106,7 +108,7 @@ func (s *clientKeyService) register(ctx context.Context, e *entry, w *wish) (*re
 	}
 	decision, err := registry.Decide(current, want, w.revision)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, e.recordGuess(ctx, w, err))
 	}
 	if decision.Change == registry.Unchanged {
 		s.keep(ctx, current)

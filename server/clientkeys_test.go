@@ -106,7 +106,7 @@ func newClientKeys(t *testing.T) (*clientKeyService, *auditor, *keys) {
 	}
 	return &clientKeyService{
 		gate:  gate{issuers: oneIssuer(t), authorizer: policy, auditor: record},
-		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), checkURI: func(string) error { return nil }, log: slog.New(slog.DiscardHandler),
+		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), generating: make(chan struct{}, maxGenerating), checkURI: func(string) error { return nil }, log: slog.New(slog.DiscardHandler),
 	}, record, cache
 }
 
@@ -304,8 +304,8 @@ func TestGeneratingOverAKeyTakesThePermissionToReplace(t *testing.T) {
 	}
 }
 
-func TestAnEqualSecretChangesNothingAndIsNotSealedAnew(t *testing.T) {
-	s, _, _ := newClientKeys(t)
+func TestAnEqualSecretChangesNothingAndAGuessIsOnRecord(t *testing.T) {
+	s, record, _ := newClientKeys(t)
 	want := func(secret, revision string) *bullav1.RegisterClientKeyRequest {
 		return &bullav1.RegisterClientKeyRequest{
 			ClientId: "app", Revision: revision, KeySource: &bullav1.RegisterClientKeyRequest_ClientSecret{ClientSecret: secret},
@@ -319,6 +319,9 @@ func TestAnEqualSecretChangesNothingAndIsNotSealedAnew(t *testing.T) {
 	}
 	_, err := s.RegisterClientKey(as(t, registrar), want("a secret of some length: 0002", ""))
 	wantReason(t, "another secret without a revision", err, "CLIENT_ALREADY_REGISTERED")
+	if last := record.events[len(record.events)-1]; last.Outcome != audit.Failed || last.Reason != "CLIENT_ALREADY_REGISTERED" {
+		t.Errorf("the last line on record is %+v, want the guess", last)
+	}
 	changed := register(t, s, want("a secret of some length: 0002", first.GetRevision()))
 	if changed.GetRevision() == first.GetRevision() {
 		t.Error("another secret changed nothing")

@@ -44,7 +44,7 @@ func (s *clientKeyService) GenerateClientKey(ctx context.Context, req *bullav1.G
 			return nil, err
 		}
 	}
-	public, private, err := jwks.Generate(spec)
+	public, private, err := s.generate(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +60,21 @@ func (s *clientKeyService) GenerateClientKey(ctx context.Context, req *bullav1.G
 		return &bullav1.GenerateClientKeyResponse{ClientKey: bareClientKey(stored), PrivateJwk: private}, nil //nolint:nilerr // as the comment says
 	}
 	return &bullav1.GenerateClientKeyResponse{ClientKey: clientKey(stored, status), PrivateJwk: private}, nil
+}
+
+// maxGenerating is how many key pairs are made at once: a large RSA key takes
+// seconds, and tokens are not to wait for it.
+const maxGenerating = 1
+
+// generate makes a key pair when it is its turn.
+func (s *clientKeyService) generate(ctx context.Context, spec jwks.KeySpec) (public, private []byte, err error) {
+	select {
+	case s.generating <- struct{}{}:
+		defer func() { <-s.generating }()
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	return jwks.Generate(spec)
 }
 
 // keySpec says which key to make: what the request asks for, else what the

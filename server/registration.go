@@ -15,6 +15,7 @@ import (
 	"github.com/bulla-project/bulla/encrypter/secrets"
 	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/signer"
@@ -76,6 +77,18 @@ func (s *clientKeyService) sealed(ctx context.Context, current *registry.Registr
 		}
 	}
 	return s.secrets.Seal(ctx, w.record.Issuer, w.record.ClientID, material, w.expires)
+}
+
+// recordGuess puts on record that somebody named another secret than a client
+// has. Who may create clients can ask so whether a guess is right: that must not
+// go unseen.
+func (e *entry) recordGuess(ctx context.Context, w *wish, cause error) error {
+	if w.secret == "" || !errors.Is(cause, registry.ErrExists) {
+		return nil
+	}
+	event := e.event
+	event.Outcome, event.Reason, event.KeySource = audit.Failed, Reason(cause), "client_secret"
+	return e.auditor.Record(ctx, event)
 }
 
 // wish reads a request, and holds it against what this issuer allows.

@@ -116,7 +116,7 @@ func New(cfg Config) (*Server, error) {
 	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer})
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
-		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, checkURI: cfg.CheckURI, log: s.log,
+		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, generating: make(chan struct{}, maxGenerating), checkURI: cfg.CheckURI, log: s.log,
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
