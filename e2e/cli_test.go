@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -17,16 +19,21 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/bulla-project/bulla/e2e/harness"
+	"github.com/bulla-project/bulla/kms"
 )
 
 // TestCommands runs the scripts in testdata: what the commands print, and how they
 // fail, against the shared service. In them
 //
 //	as NAME ARGS…  runs bulla with the flags that connect NAME (admin, reader or
-//	               stranger) to the service
+//	               stranger) to the service, or "old" to one of its own, whose
+//	               issuer "old" allows the legacy algorithms
+//	mode FILE BITS fails unless the file's permissions are BITS, in octal
 //
 // $CONFIG is the service's configuration, $URL a jwks_uri with the key that
-// client.jwk is the private half of. $ADMIN, $EXPIRED and $FOREIGN are, with .crt
+// client.jwk is the private half of. rsa.jwk is a private RSA key, rsa.pem and
+// rsa.crt are its public half and a certificate of it, private.pem is itself.
+// $ADMIN, $EXPIRED and $FOREIGN are, with .crt
 // and .key, a good certificate of a caller and two bad ones; $NOWHERE,
 // $EXPIREDADDR, $HTTPADDR and $SILENTADDR are addresses that no call should name;
 // $MAX64 is a file of 64 KiB, $BIG64 and $BIG128 are a byte longer than that many.
@@ -35,8 +42,14 @@ func TestCommands(t *testing.T) {
 	if err := os.Symlink(harness.Binary(t), path); err != nil {
 		t.Fatal(err)
 	}
-	callers := map[string]*harness.Leaf{
-		"admin": shared.Leaf(t, harness.Admin), "reader": shared.Leaf(t, registrar), "stranger": shared.Leaf(t, stranger),
+	old := harness.Start(t, harness.Config{Token: shared.token, CA: shared.ca, Issuers: []harness.M{{
+		"name": "old", "iss": "https://old.example.com", "signing_keys": harness.SigningKeys(kms.RS256),
+		"policy": harness.M{"encryption": []string{"RSA-OAEP", "RSA1_5"}, "content_encryption": []string{"A128CBC-HS256", "A128CBC+HS256"}, "legacy": true},
+	}}})
+	callers := map[string][]string{"old": old.ConnectFlags(old.Leaf(t, harness.Admin))}
+	adminLeaf := shared.Leaf(t, harness.Admin)
+	for name, leaf := range map[string]*harness.Leaf{"admin": adminLeaf, "reader": shared.Leaf(t, registrar), "stranger": shared.Leaf(t, stranger)} {
+		callers[name] = shared.ConnectFlags(leaf)
 	}
 	url := shared.host.Serve("/cli", harness.JWKS(anyKey()), time.Hour)
 	past := time.Now().Add(-time.Minute)
@@ -47,6 +60,10 @@ func TestCommands(t *testing.T) {
 		NextProtos:   []string{"h2"}, MinVersion: tls.VersionTLS13,
 	})
 	silentAddr := listen(t, nil)
+	private, ok := rsaKey().Key.(*rsa.PrivateKey)
+	if !ok {
+		t.Fatalf("rsaKey is a %T", rsaKey().Key)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
@@ -56,7 +73,7 @@ func TestCommands(t *testing.T) {
 			env.Setenv("SOFTHSM2_CONF", shared.token.Conf)
 			env.Setenv("ADDR", shared.GRPC)
 			env.Setenv("SERVERCA", shared.CA.File)
-			for name, leaf := range map[string]*harness.Leaf{"ADMIN": callers["admin"], "EXPIRED": expired, "FOREIGN": foreign} {
+			for name, leaf := range map[string]*harness.Leaf{"ADMIN": adminLeaf, "EXPIRED": expired, "FOREIGN": foreign} {
 				env.Setenv(name, strings.TrimSuffix(leaf.CertFile, ".crt"))
 			}
 			env.Setenv("NOWHERE", "127.0.0.1:1") // tcpmux, which nobody runs
@@ -73,6 +90,9 @@ func TestCommands(t *testing.T) {
 			for name, content := range map[string][]byte{
 				"client.jwk": anyKey().PrivateJWK(), "other.jwk": otherKey().PrivateJWK(), "client.jwks": harness.JWKS(anyKey()), "both.jwks": harness.JWKS(anyKey(), rsaKey()),
 				"private.jwks": []byte(fmt.Sprintf(`{"keys":[%s]}`, anyKey().PrivateJWK())),
+				"rsa.jwk":      rsaKey().PrivateJWK(), "rsa.pem": []byte(spki(t, &private.PublicKey)),
+				"rsa.crt":     []byte(pemBlock("CERTIFICATE", certificate(t, private, time.Now().Add(90*24*time.Hour)))),
+				"private.pem": []byte(pemBlock("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(private))),
 			} {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), content, 0o600); err != nil {
 					return err
@@ -83,11 +103,21 @@ func TestCommands(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"as": func(ts *testscript.TestScript, neg bool, args []string) {
 				if len(args) < 2 || callers[args[0]] == nil {
-					ts.Fatalf("usage: as admin|reader|stranger args...")
+					ts.Fatalf("usage: as admin|reader|stranger|old args...")
 				}
-				err := ts.Exec("bulla", slices.Concat(args[1:], shared.ConnectFlags(callers[args[0]]))...)
+				err := ts.Exec("bulla", slices.Concat(args[1:], callers[args[0]])...)
 				if failed := err != nil; failed != neg {
 					ts.Fatalf("bulla: %v", err)
+				}
+			},
+			"mode": func(ts *testscript.TestScript, neg bool, args []string) {
+				if len(args) != 2 || neg {
+					ts.Fatalf("usage: mode file bits")
+				}
+				info, err := os.Stat(ts.MkAbs(args[0]))
+				ts.Check(err)
+				if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[1] {
+					ts.Fatalf("%s has mode %s, want %s", args[0], got, args[1])
 				}
 			},
 		},
