@@ -14,7 +14,10 @@ import (
 // X448PrivateKey is a private key for key agreement on X448 (RFC 7748), for which the
 // standard library has no type. It does not change.
 type X448PrivateKey struct {
-	private, public x448.Key
+	// private returns the key. It is held by a function, because whatever is held by
+	// a field gets printed by some verb of package fmt.
+	private func() x448.Key
+	public  x448.Key
 }
 
 // NewX448PrivateKey makes a key of its 56 bytes as RFC 7748, section 5, has them,
@@ -23,19 +26,17 @@ func NewX448PrivateKey(raw []byte) (*X448PrivateKey, error) {
 	if len(raw) != x448.Size {
 		return nil, fmt.Errorf("an X448 key has %d bytes, not %d", x448.Size, len(raw))
 	}
-	k := &X448PrivateKey{private: x448.Key(raw)}
-	x448.KeyGen(&k.public, &k.private)
+	private := x448.Key(raw)
+	k := &X448PrivateKey{private: func() x448.Key { return private }}
+	x448.KeyGen(&k.public, &private)
 	return k, nil
 }
 
 // PublicKey returns the public key's 56 bytes, a JWK's x.
 func (k *X448PrivateKey) PublicKey() []byte { return append([]byte(nil), k.public[:]...) }
 
-// String says what it is, and keeps the key out of logs.
+// String says what it is.
 func (k *X448PrivateKey) String() string { return "X448 private key" }
-
-// GoString does as String does.
-func (k *X448PrivateKey) GoString() string { return k.String() }
 
 // canAgree tells if a private key is one for ECDH-ES (RFC 7518, section 4.6; RFC 8037,
 // section 3.2).
@@ -128,8 +129,8 @@ func sharedSecret(private any, epk map[string]jsontext.Value) ([]byte, error) {
 			return nil, errUnwrap
 		}
 		var secret x448.Key
-		public := x448.Key(x)
-		if !x448.Shared(&secret, &k.private, &public) {
+		private, public := k.private(), x448.Key(x)
+		if !x448.Shared(&secret, &private, &public) {
 			return nil, errUnwrap
 		}
 		return secret[:], nil

@@ -160,8 +160,8 @@ func soundSize(k *rsa.PublicKey) bool {
 }
 
 func isEd25519(key any) bool {
-	_, ok := key.(ed25519.PublicKey)
-	return ok
+	k, ok := key.(ed25519.PublicKey)
+	return ok && len(k) == ed25519.PublicKeySize
 }
 
 func onCurve(curve elliptic.Curve) func(any) bool {

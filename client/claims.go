@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -45,6 +46,7 @@ func equalJSON(a, b jsontext.Value) bool {
 // claimChecks are the parts of OpenConfig that concern claims.
 type claimChecks struct {
 	issuer, audience            string
+	trusted                     []string // audiences, for kinds
 	requireExpiry, allowExpired bool
 	clock                       func() time.Time
 	leeway                      time.Duration
@@ -61,8 +63,7 @@ func (k claimChecks) check(c claims) error {
 		return fmt.Errorf("%w: aud is missing or does not name %s", ErrClaims, quote(k.audience))
 	}
 
-	now := float64(k.clock().UnixMilli()) / 1e3
-	leeway := k.leeway.Seconds()
+	now, leeway := k.now(), k.leeway.Seconds()
 	exp, ok, err := c.numericDate("exp")
 	switch {
 	case err != nil:
@@ -82,21 +83,60 @@ func (k claimChecks) check(c claims) error {
 	return nil
 }
 
-// hasAudience tells if aud, a string or an array of strings, names the audience.
-func (c claims) hasAudience(want string) bool {
-	if one, ok := stringValue(c["aud"]); ok {
-		return one == want
+// now is the time in seconds since 1970.
+func (k claimChecks) now() float64 { return float64(k.clock().UnixMilli()) / 1e3 }
+
+// checkIssuedAt refuses an iat, where there is one, that is no time or in the future.
+func (k claimChecks) checkIssuedAt(c claims) error {
+	iat, ok, err := c.numericDate("iat")
+	switch {
+	case err != nil:
+		return err
+	case ok && k.now()+k.leeway.Seconds() < iat:
+		return fmt.Errorf("%w: iat lies in the future; compare this machine's clock with the issuer's", ErrClaims)
 	}
-	values, err := arrayValues(c["aud"])
-	if err != nil {
-		return false
-	}
-	for _, v := range values {
-		if one, ok := stringValue(v); ok && one == want {
-			return true
+	return nil
+}
+
+// checkOthers refuses audiences beside the expected one that are not trusted.
+func (k claimChecks) checkOthers(c claims) error {
+	for _, other := range c.others(k.audience) {
+		if !slices.Contains(k.trusted, other) {
+			return fmt.Errorf("%w: aud names others beside %s, which are not in OpenConfig.TrustedAudiences", ErrClaims, quote(k.audience))
 		}
 	}
-	return false
+	return nil
+}
+
+// audiences returns the values of aud, a string or an array of strings (RFC 7519,
+// section 4.1.3); ok is false if it is neither, empty, or has an empty one.
+func (c claims) audiences() (list []string, ok bool) {
+	values := []jsontext.Value{c["aud"]}
+	if c["aud"].Kind() == '[' {
+		var err error
+		if values, err = arrayValues(c["aud"]); err != nil {
+			return nil, false
+		}
+	}
+	for _, v := range values {
+		one, ok := stringValue(v)
+		if !ok || one == "" {
+			return nil, false
+		}
+		list = append(list, one)
+	}
+	return list, len(list) > 0
+}
+
+func (c claims) hasAudience(want string) bool {
+	list, ok := c.audiences()
+	return ok && slices.Contains(list, want)
+}
+
+// others returns the audiences beside one.
+func (c claims) others(audience string) []string {
+	list, _ := c.audiences()
+	return slices.DeleteFunc(list, func(one string) bool { return one == audience })
 }
 
 // numericDate returns a claim in seconds since 1970, and whether it is there.

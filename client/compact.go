@@ -45,10 +45,11 @@ func (h *header) has(name string) bool {
 // go-jose overlooks line breaks and unused bits that are not zero, which
 // would make many texts of one token; so this stands before it.
 func splitCompact(token string, want int) ([][]byte, error) {
-	parts := strings.Split(token, ".")
-	if len(parts) != want {
-		return nil, fmt.Errorf("%w: it has %d parts, not %d", ErrMalformed, len(parts), want)
+	// Counted first: a token of dots alone would be split into much more than it is.
+	if n := strings.Count(token, ".") + 1; n != want {
+		return nil, fmt.Errorf("%w: it has %d parts, not %d", ErrMalformed, n, want)
 	}
+	parts := strings.Split(token, ".")
 	decoded := make([][]byte, len(parts))
 	for i, part := range parts {
 		raw, err := decodeBase64(part)

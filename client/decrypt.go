@@ -118,7 +118,7 @@ func (e *encrypted) decryptWith(private any, alg keyAlgorithm, enc contentEncryp
 // fit alg and not be bound to another.
 func (o *Opener) keysFor(kid string, alg keyAlgorithm, enc contentEncryption) []any {
 	var named, unnamed []any
-	for _, key := range o.keys {
+	for _, key := range o.keys() {
 		switch {
 		case !alg.fits(key.Key, enc) || !boundTo(key, alg, enc):
 		case kid != "" && key.KeyID == kid:
@@ -131,7 +131,7 @@ func (o *Opener) keysFor(kid string, alg keyAlgorithm, enc contentEncryption) []
 		return named
 	}
 	if alg.secretSize != nil {
-		for _, secret := range o.secrets {
+		for _, secret := range o.secrets() {
 			unnamed = append(unnamed, secretKey(secret, alg.secretSize(enc)))
 		}
 	}

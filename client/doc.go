@@ -14,6 +14,7 @@
 //	opener, err := client.NewOpener(client.OpenConfig{
 //		Keys:     keys,
 //		Signers:  signers,
+//		Kind:     client.IDToken,
 //		Issuer:   "https://login.example.com",
 //		Audience: "app-1",
 //	})
@@ -36,6 +37,12 @@
 //   - Every part of the token is read strictly: canonical base64url, JSON without
 //     duplicate names, sizes bounded. Two tokens that differ in one character are
 //     never both accepted with the same signature or authentication tag.
+//   - Where Kind is set, a token of another kind is refused; where Audience is set
+//     too, so is one that names other audiences, unless they are trusted: it may have
+//     been meant for them, and be passed on.
+//   - Printing an [Opener], an [OpenConfig] or an [X448PrivateKey] shows no key and no
+//     secret. (The jose.JSONWebKey that ParseKeys returns is not ours: what it has of
+//     an oct key is printed.)
 //   - A failed decryption says only [ErrDecrypt], always the same value, whatever
 //     failed: the key, the wrapped key, the tag or the padding. A wrapped key that
 //     does not unwrap is replaced by a random one, so that the failure takes the same

@@ -36,7 +36,7 @@ var (
 	// the token.
 	ErrSignature = errors.New("signature of the token does not verify")
 
-	// ErrClaims: the payload is not a JSON object, its iss, aud or nbf are not what
+	// ErrClaims: the payload is not a JSON object, its iss, aud, iat or nbf are not what
 	// OpenConfig expects, or it is a token of another kind. Refuse the token.
 	ErrClaims = errors.New("claims of the token are not acceptable")
 

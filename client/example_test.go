@@ -31,9 +31,9 @@ func ExampleOpener_Open() {
 		Keys:          keys,
 		Signers:       signers,
 		KeyAlgorithms: []string{"ECDH-ES"},
+		Kind:          client.IDToken,
 		Issuer:        "https://login.example.com",
 		Audience:      "app-1",
-		RequireExpiry: true,
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -122,8 +123,7 @@ func parseKey(raw jsontext.Value, problem func(jose.JSONWebKey, []string) string
 		if errors.Is(err, jose.ErrUnsupportedKeyType) {
 			return unusable("its kty or crv is not supported here")
 		}
-		// These errors name members and lengths, never values.
-		return unusable("not a valid JWK: " + err.Error())
+		return unusable(err.Error())
 	}
 	if reason := problem(key, ops); reason != "" {
 		return unusable(reason)
@@ -133,18 +133,39 @@ func parseKey(raw jsontext.Value, problem func(jose.JSONWebKey, []string) string
 
 const noAgreement = "its key_ops do not allow key agreement"
 
+// incomplete is the problem of a key that a program has put together badly.
+const incomplete = "it is empty, or some of it is missing"
+
+// isNil tells if a key is a nil pointer.
+func isNil(key any) bool {
+	v := reflect.ValueOf(key)
+	return v.Kind() == reflect.Pointer && v.IsNil()
+}
+
 // privateKeyProblem tells why a key cannot decrypt tokens; empty if it can. ops is
 // the JWK's key_ops.
 func privateKeyProblem(key jose.JSONWebKey, ops []string) string {
+	if isNil(key.Key) {
+		return incomplete
+	}
 	switch k := key.Key.(type) {
 	case *rsa.PrivateKey:
+		if !key.Valid() {
+			return incomplete
+		}
 		if !soundSize(&k.PublicKey) {
 			return fmt.Sprintf("RSA key of %d bits; it must have %d to %d", k.N.BitLen(), minRSABits, maxRSABits)
+		}
+		if k.Validate() != nil {
+			return "its numbers do not belong together"
 		}
 		if !opsAllow(ops, "decrypt", "unwrapKey") {
 			return "its key_ops do not allow decryption"
 		}
 	case *ecdsa.PrivateKey:
+		if !key.Valid() {
+			return incomplete
+		}
 		if curve := k.Curve; curve != elliptic.P256() && curve != elliptic.P384() && curve != elliptic.P521() {
 			return "its curve is not supported (P-256, P-384 and P-521 are)"
 		}
@@ -163,6 +184,9 @@ func privateKeyProblem(key jose.JSONWebKey, ops []string) string {
 			return noAgreement
 		}
 	case *X448PrivateKey:
+		if k.private == nil {
+			return incomplete
+		}
 		if !opsAllow(ops, "deriveKey", "deriveBits") {
 			return noAgreement
 		}
@@ -195,8 +219,12 @@ func signerProblem(key jose.JSONWebKey, ops []string) string {
 		return "its use is " + quote(key.Use) + ", not sig"
 	case !opsAllow(ops, "verify"):
 		return "its key_ops do not allow verification"
+	case isNil(key.Key):
+		return incomplete
 	case !key.IsPublic():
 		return "it is not a public key"
+	case !key.Valid():
+		return incomplete
 	case key.Algorithm == "":
 		return "it has no alg, so no signature can be matched to it"
 	}

@@ -1,10 +1,15 @@
 package client
 
 import (
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"strings"
 	"testing"
 
@@ -117,7 +122,7 @@ func TestParseKeysSaysWhy(t *testing.T) {
 		{"X25519 whose key_ops do not fit", editJSON(t, foreignKey(t, "x25519"), map[string]any{"key_ops": []string{"sign"}}), "key_ops do not allow key agreement"},
 		{"symmetric whose key_ops do not fit", `{"kty":"oct","k":"` + b64(strings.Repeat("k", 16)) + `","key_ops":["verify"]}`, "key_ops do not allow decryption"},
 		{"RSA of other primes", edit(t, rsa, map[string]any{"p": "AQAB"}), "not a valid JWK"},
-		{"RSA without primes", edit(t, rsa, map[string]any{"p": nil, "q": nil}), "missing P, Q"},
+		{"RSA without primes", edit(t, rsa, map[string]any{"p": nil, "q": nil}), "p and q are missing"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			keys, err := ParseKeys([]byte(test.document))
@@ -128,6 +133,89 @@ func TestParseKeysSaysWhy(t *testing.T) {
 				t.Errorf("error %q has the private key in it", err)
 			}
 		})
+	}
+}
+
+// The document comes from afar: an error must be fit for a terminal and a log.
+func TestErrorsOfKeysDoNotRepeatTheDocument(t *testing.T) {
+	evil := "\x1b[2J\nall is well\n" + strings.Repeat("a", 500_000)
+	text := string(marshal(t, evil))
+	for name, key := range map[string]string{
+		"crv":          `{"kty":"EC","kid":"k","alg":"ES256","crv":` + text + `,"x":"AA","y":"AA"}`,
+		"kty":          `{"kid":"k","alg":"ES256","kty":` + text + `}`,
+		"x":            `{"kty":"EC","kid":"k","alg":"ES256","crv":"P-256","x":` + text + `,"y":"AA"}`,
+		"n":            `{"kty":"RSA","kid":"k","alg":"RS256","e":"AQAB","n":` + text + `}`,
+		"x of X448":    `{"kty":"OKP","crv":"X448","kid":"k","x":` + text + `}`,
+		"d of X448":    `{"kty":"OKP","crv":"X448","kid":"k","x":"AA","d":` + text + `}`,
+		"kid":          `{"kty":"EC","alg":"ES256","kid":` + text + `}`,
+		"alg":          edit(t, public(signingKey(t, "ES256")), map[string]any{"alg": evil}),
+		"use":          edit(t, public(signingKey(t, "ES256")), map[string]any{"use": evil}),
+		"name":         `{"kty":"EC",` + text + `:1}`,
+		"x5u":          edit(t, public(signingKey(t, "ES256")), map[string]any{"x5u": evil + "%"}),
+		"x5c":          edit(t, public(signingKey(t, "ES256")), map[string]any{"x5c": []string{evil}}),
+		"kty a number": `{"kty":1,"kid":` + text + `}`,
+	} {
+		for what, parse := range map[string]func([]byte) ([]jose.JSONWebKey, error){"keys": ParseKeys, "signers": ParseSigners} {
+			_, err := parse([]byte(key))
+			if err == nil {
+				t.Errorf("%s as %s: parsed", name, what)
+				continue
+			}
+			if s := err.Error(); len(s) > 400 || strings.ContainsAny(s, "\x1b\n") {
+				t.Errorf("%s as %s: the error has %d characters, or such as control a terminal: %.100q", name, what, len(s), s)
+			}
+		}
+	}
+}
+
+// Keys may be made by a program, which may make them badly.
+func TestIncompleteKeysAreRefused(t *testing.T) {
+	noPrimes := *rsaKey()
+	noPrimes.Primes = nil
+	wrong := *rsaKey()
+	wrong.D, wrong.Precomputed = big.NewInt(65537), rsa.PrecomputedValues{}
+	for _, test := range []struct {
+		name string
+		key  any
+		text string
+	}{
+		{"nil", nil, "cannot decrypt"},
+		{"nil RSA", (*rsa.PrivateKey)(nil), incomplete},
+		{"nil EC", (*ecdsa.PrivateKey)(nil), incomplete},
+		{"nil X25519", (*ecdh.PrivateKey)(nil), incomplete},
+		{"nil X448", (*X448PrivateKey)(nil), incomplete},
+		{"nil public RSA", (*rsa.PublicKey)(nil), incomplete},
+		{"empty RSA", &rsa.PrivateKey{}, incomplete},
+		{"RSA without primes", &noPrimes, incomplete},
+		{"RSA of other numbers", &wrong, "do not belong together"},
+		{"empty EC", &ecdsa.PrivateKey{}, incomplete},
+		{"EC with a curve alone", &ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P256()}}, incomplete},
+		{"EC without d", &ecdsa.PrivateKey{PublicKey: ecKey().PublicKey}, incomplete},
+		{"empty X25519", &ecdh.PrivateKey{}, "X25519"},
+		{"empty X448", &X448PrivateKey{}, incomplete},
+		{"symmetric of no bytes", []byte{}, "0 bytes"},
+	} {
+		_, err := NewOpener(OpenConfig{Keys: []jose.JSONWebKey{{Key: test.key}}, Signers: anySigner(t)})
+		if err == nil || !strings.Contains(err.Error(), test.text) {
+			t.Errorf("%s: got error %v, want %q", test.name, err, test.text)
+		}
+	}
+	for _, test := range []struct {
+		name, alg string
+		key       any
+	}{
+		{"nil", "ES256", nil},
+		{"nil RSA", "RS256", (*rsa.PublicKey)(nil)},
+		{"empty RSA", "PS256", &rsa.PublicKey{}},
+		{"nil EC", "ES256", (*ecdsa.PublicKey)(nil)},
+		{"EC with a curve alone", "ES256", &ecdsa.PublicKey{Curve: elliptic.P256()}},
+		{"nil Ed25519", "EdDSA", ed25519.PublicKey(nil)},
+		{"short Ed25519", "Ed25519", ed25519.PublicKey("short")},
+	} {
+		_, err := NewOpener(OpenConfig{Keys: []jose.JSONWebKey{clientKey()}, Signers: []jose.JSONWebKey{{Key: test.key, KeyID: "k", Algorithm: test.alg}}})
+		if err == nil || !strings.Contains(err.Error(), "OpenConfig.Signers") {
+			t.Errorf("signer %s: got error %v, want one of OpenConfig.Signers", test.name, err)
+		}
 	}
 }
 
@@ -171,7 +259,7 @@ func TestParseSignersSaysWhy(t *testing.T) {
 		{"key_ops for encryption", edit(t, key, map[string]any{"key_ops": []string{"encrypt"}}), "key_ops do not allow verification"},
 		{"private", edit(t, signingKey(t, "ES256"), nil), "not a public key"},
 		{"small RSA", edit(t, public(jose.JSONWebKey{Key: smallRSAKey(), KeyID: "s", Algorithm: "RS256"}), nil), "does not fit"},
-		{"low-order Ed25519 key", `{"kty":"OKP","crv":"Ed25519","kid":"l","alg":"EdDSA","x":"` + base64.RawURLEncoding.EncodeToString(append([]byte{1}, make([]byte, 31)...)) + `"}`, "low-order"},
+		{"low-order Ed25519 key", `{"kty":"OKP","crv":"Ed25519","kid":"l","alg":"EdDSA","x":"` + base64.RawURLEncoding.EncodeToString(append([]byte{1}, make([]byte, 31)...)) + `"}`, "not a valid JWK"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			keys, err := ParseSigners([]byte(test.document))

@@ -49,22 +49,29 @@ type kindRules struct {
 	typ string
 	// required lists what must be there, forbidden what belongs to other kinds.
 	required, forbidden []string
+	// hashes: the kind may have at_hash, c_hash and s_hash. Others must not.
+	hashes bool
+	// anyAudience: who else is in aud does not matter, because the token is for
+	// whatever resource servers it names, and not for a client.
+	anyAudience bool
 	// more is what else the kind's standard asks for; it may be nil.
-	more func(c claims, audience string) error
+	more func(c claims, k claimChecks) error
 }
 
+// The table is that of package signer, read from the other side.
 var kindTable = []*kindRules{
 	{
 		kind:      IDToken,
 		required:  []string{"iss", "sub", "aud", "exp", "iat"},
-		forbidden: []string{"events", "token_introspection"},
+		forbidden: []string{"events", "token_introspection", "code", "error", "access_token", "id_token"},
+		hashes:    true,
 		more:      claims.checkAuthorizedParty,
 	},
 	{
 		kind:      LogoutToken,
 		typ:       "logout+jwt",
 		required:  []string{"iss", "aud", "iat", "exp", "jti", "events"},
-		forbidden: []string{"nonce"},
+		forbidden: []string{"nonce", "token_introspection", "code", "error", "access_token", "id_token"},
 		more:      claims.checkLogout,
 	},
 	{
@@ -81,16 +88,25 @@ var kindTable = []*kindRules{
 		kind:      Introspection,
 		typ:       "token-introspection+jwt",
 		required:  []string{"iss", "aud", "iat", "token_introspection"},
-		forbidden: []string{"sub", "exp"},
+		forbidden: []string{"sub", "exp", "events"},
 		more:      claims.checkIntrospection,
 	},
 	{
-		kind:      AccessToken,
-		typ:       "at+jwt",
-		required:  []string{"iss", "sub", "aud", "exp", "iat", "jti", "client_id"},
-		forbidden: []string{"nonce", "events"},
+		kind:        AccessToken,
+		typ:         "at+jwt",
+		required:    []string{"iss", "sub", "aud", "exp", "iat", "jti", "client_id"},
+		forbidden:   []string{"nonce", "events", "token_introspection", "code", "error", "access_token", "id_token"},
+		anyAudience: true,
 	},
 }
+
+// hashClaims bind an ID token to what was sent beside it.
+var hashClaims = []string{"at_hash", "c_hash", "s_hash"}
+
+// judgedClaims are those that mean something in a token of any kind.
+var judgedClaims = append([]string{
+	"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "azp", "nonce", "auth_time", "acr", "amr", "sid", "scope", "client_id", "events", "token_introspection",
+}, hashClaims...)
 
 // rules returns the kind's row, nil for AnyKind.
 func (k TokenKind) rules() (*kindRules, error) {
@@ -105,7 +121,7 @@ func (k TokenKind) rules() (*kindRules, error) {
 }
 
 // check holds a verified token against the row.
-func (r *kindRules) check(h *header, c claims, audience string) error {
+func (r *kindRules) check(h *header, c claims, k claimChecks) error {
 	if r == nil {
 		return nil
 	}
@@ -117,10 +133,8 @@ func (r *kindRules) check(h *header, c claims, audience string) error {
 			return fmt.Errorf("%w: %s is missing, which tokens of kind %s have", ErrClaims, name, r.kind)
 		}
 	}
-	for _, name := range r.forbidden {
-		if _, ok := c[name]; ok {
-			return fmt.Errorf("%w: it has %s, so it is not of kind %s", ErrClaims, name, r.kind)
-		}
+	if err := r.checkForbidden(c); err != nil {
+		return err
 	}
 	for _, name := range []string{"iss", "sub", "sid", "jti", "client_id"} {
 		if v, ok := c[name]; ok {
@@ -129,10 +143,52 @@ func (r *kindRules) check(h *header, c claims, audience string) error {
 			}
 		}
 	}
+	if _, ok := c.audiences(); !ok {
+		return fmt.Errorf("%w: aud is not a string or an array of strings, or one is empty", ErrClaims)
+	}
+	if k.audience != "" && !r.anyAudience {
+		if err := k.checkOthers(c); err != nil {
+			return err
+		}
+	}
+	if err := k.checkIssuedAt(c); err != nil {
+		return err
+	}
 	if r.more != nil {
-		return r.more(c, audience)
+		return r.more(c, k)
 	}
 	return nil
+}
+
+// checkForbidden refuses the claims of other kinds, and all that mean something by
+// a name in other letters of the same: whoever reads the claims without minding case,
+// as encoding/json does, would take them for what was checked here.
+func (r *kindRules) checkForbidden(c claims) error {
+	forbidden := r.forbidden
+	if !r.hashes {
+		forbidden = slices.Concat(forbidden, hashClaims)
+	}
+	for _, name := range forbidden {
+		if _, ok := c[name]; ok {
+			return fmt.Errorf("%w: it has %s, so it is not of kind %s", ErrClaims, name, r.kind)
+		}
+	}
+	for _, name := range slices.Concat(judgedClaims, forbidden) {
+		if hasFolded(c, name) {
+			return fmt.Errorf("%w: it has %s by a name that differs in upper and lower case", ErrClaims, name)
+		}
+	}
+	return nil
+}
+
+// hasFolded tells if a name is there in upper and lower case other than its own.
+func hasFolded(members map[string]jsontext.Value, name string) bool {
+	for other := range members {
+		if other != name && strings.EqualFold(other, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // hasType compares media types as RFC 7515, section 4.1.9, says.
@@ -144,15 +200,21 @@ func (r *kindRules) hasType(h *header) bool {
 	return typ == r.typ
 }
 
-// checkAuthorizedParty: azp, if there, is the client itself (OpenID Connect Core 1.0,
-// section 3.1.3.7, number 5).
-func (c claims) checkAuthorizedParty(audience string) error {
-	azp, ok := c["azp"]
-	if !ok || audience == "" {
+// checkAuthorizedParty: azp is the client itself, and is there if aud names others,
+// too (OpenID Connect Core 1.0, section 3.1.3.7, numbers 4 and 5).
+func (c claims) checkAuthorizedParty(k claimChecks) error {
+	if k.audience == "" {
 		return nil
 	}
-	if s, ok := stringValue(azp); !ok || s != audience {
-		return fmt.Errorf("%w: azp is not %s", ErrClaims, quote(audience))
+	azp, ok := c["azp"]
+	if !ok {
+		if len(c.others(k.audience)) > 0 {
+			return fmt.Errorf("%w: azp is missing, and aud names others beside %s", ErrClaims, quote(k.audience))
+		}
+		return nil
+	}
+	if s, ok := stringValue(azp); !ok || s != k.audience {
+		return fmt.Errorf("%w: azp is not %s", ErrClaims, quote(k.audience))
 	}
 	return nil
 }
@@ -162,7 +224,7 @@ func (c claims) checkAuthorizedParty(audience string) error {
 const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
 
 // checkLogout applies OpenID Connect Back-Channel Logout 1.0, section 2.6.
-func (c claims) checkLogout(string) error {
+func (c claims) checkLogout(claimChecks) error {
 	events, err := parseObject(c["events"])
 	if err != nil || !isObject(events[logoutEvent]) {
 		return fmt.Errorf("%w: events does not tell of a logout", ErrClaims)
@@ -175,10 +237,15 @@ func (c claims) checkLogout(string) error {
 	return nil
 }
 
-// checkIntrospection: the response itself is an object (RFC 9701, section 5).
-func (c claims) checkIntrospection(string) error {
-	if !isObject(c["token_introspection"]) {
+// checkIntrospection: the response itself is an object (RFC 9701, section 5), which
+// says whether the token is active (RFC 7662, section 2.2).
+func (c claims) checkIntrospection(claimChecks) error {
+	response, err := parseObject(c["token_introspection"])
+	if err != nil {
 		return fmt.Errorf("%w: token_introspection is not an object", ErrClaims)
+	}
+	if kind := response["active"].Kind(); kind != 't' && kind != 'f' || hasFolded(response, "active") {
+		return fmt.Errorf("%w: token_introspection has no member active that is true or false, or has it by other names too", ErrClaims)
 	}
 	return nil
 }

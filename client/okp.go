@@ -10,15 +10,27 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
+// errNoJWK stands for the errors of go-jose and encoding/json, which repeat what the
+// document says, at any length.
+var errNoJWK = errors.New("not a valid JWK of its kty")
+
 // unmarshalKey makes a key of a JWK: those for agreement on X25519 and X448 here, all
-// others by go-jose.
+// others by go-jose. Its errors are jose.ErrUnsupportedKeyType and fixed texts.
 func unmarshalKey(raw jsontext.Value, members map[string]jsontext.Value) (jose.JSONWebKey, error) {
 	kty, _ := stringValue(members["kty"])
 	crv, _ := stringValue(members["crv"])
 	if kty != "OKP" || crv != "X25519" && crv != "X448" {
 		var key jose.JSONWebKey
 		err := json.Unmarshal(raw, &key)
-		return key, err
+		switch {
+		case err == nil:
+			return key, nil
+		case errors.Is(err, jose.ErrUnsupportedKeyType):
+			return key, jose.ErrUnsupportedKeyType
+		case kty == "RSA" && has(members, "d") && (!has(members, "p") || !has(members, "q")):
+			return key, errors.New("p and q are missing, without which an RSA key is not used here")
+		}
+		return key, errNoJWK
 	}
 	var key jose.JSONWebKey
 	for _, member := range []struct {
@@ -50,6 +62,11 @@ func unmarshalKey(raw jsontext.Value, members map[string]jsontext.Value) (jose.J
 		return key, errors.New("d does not belong to x")
 	}
 	return key, nil
+}
+
+func has(members map[string]jsontext.Value, name string) bool {
+	_, ok := members[name]
+	return ok
 }
 
 // newOKP makes the private key of a curve from its bytes (RFC 8037, section 2), and

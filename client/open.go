@@ -26,6 +26,7 @@ type OpenConfig struct {
 	// whose tokens are still to be opened; 8 at most. From them come the keys of
 	// A128KW, A192KW, A256KW, A128GCMKW, A192GCMKW, A256GCMKW and dir (OpenID Connect
 	// Core 1.0, section 10.2), and they are the keys of HS256, HS384 and HS512.
+	// KeyAlgorithms should then list the one algorithm that the client registered.
 	// Default: none.
 	ClientSecrets [][]byte
 	// Signers are the issuer's public keys, as [ParseSigners] reads them; 100 at
@@ -37,7 +38,11 @@ type OpenConfig struct {
 	// ECDH-ES+A192KW, ECDH-ES+A256KW, A128KW, A192KW, A256KW, A128GCMKW, A192GCMKW,
 	// A256GCMKW and dir, of which those count that one of the Keys or a secret fits.
 	// RSA1_5 is accepted only if it is listed, or by AllowLegacy. A client that
-	// registered one algorithm should list just that.
+	// registered one algorithm should list just that; with ClientSecrets, or an oct
+	// key that has no alg of its own, it is more than tidiness. One secret, or one key
+	// of 16 bytes, say, fits A128KW, A128GCMKW and dir alike; whatever a token names of
+	// these it is used for, and a key that serves two algorithms is only as safe as
+	// both together (RFC 7517, section 4.4, binds a key by its alg).
 	KeyAlgorithms []string
 	// ContentEncryptions are the accepted values of enc. Empty means A256GCM,
 	// A192GCM, A128GCM, A256CBC-HS512, A192CBC-HS384 and A128CBC-HS256.
@@ -56,7 +61,9 @@ type OpenConfig struct {
 	SignatureAlgorithms []string
 
 	// Kind is the kind of token that is expected. If it is set, a token of any other
-	// kind is refused, and so is one that lacks what its kind must have. Empty means
+	// kind is refused, and so is one that lacks what its kind must have, whose iat lies
+	// in the future, or that has a claim by a name in other letters of the same, as
+	// "Sub", which some readers of the claims would take for sub. Empty means
 	// that any kind is opened and no such check made: the caller then has to see to
 	// it that a logout token is not taken for an ID token.
 	Kind TokenKind
@@ -68,6 +75,11 @@ type OpenConfig struct {
 	Issuer string
 	// Audience, if not empty, must be the claim aud or one of its values.
 	Audience string
+	// TrustedAudiences are the parties that aud may name beside Audience if Kind is
+	// set, too: with others the token is refused, because whoever asked for it may
+	// have meant it for them (OpenID Connect Core 1.0, section 3.1.3.7, number 3).
+	// Access tokens may have any. Needs Kind and Audience. Default: none.
+	TrustedAudiences []string
 	// RequireExpiry refuses claims without exp, as fits ID tokens. Default: claims
 	// without exp are accepted (UserInfo responses have none).
 	RequireExpiry bool
@@ -104,8 +116,11 @@ type Token struct {
 // Opener opens tokens of one issuer for one client. It does not change after
 // NewOpener and may be used concurrently; for new keys make a new one.
 type Opener struct {
-	keys    []jose.JSONWebKey
-	secrets [][]byte
+	// keys and secrets return the private keys and the secrets. They are held by
+	// functions, because whatever is held by a field gets printed by some verb of
+	// package fmt.
+	keys    func() []jose.JSONWebKey
+	secrets func() [][]byte
 	signers []jose.JSONWebKey
 
 	keyAlgorithms       []keyAlgorithm
@@ -125,6 +140,7 @@ func NewOpener(config OpenConfig) (*Opener, error) {
 		checks: claimChecks{
 			issuer:        config.Issuer,
 			audience:      config.Audience,
+			trusted:       slices.Clone(config.TrustedAudiences),
 			requireExpiry: config.RequireExpiry,
 			allowExpired:  config.AllowExpired,
 			clock:         config.Clock,
@@ -152,12 +168,17 @@ func NewOpener(config OpenConfig) (*Opener, error) {
 	if o.kind, err = config.Kind.rules(); err != nil {
 		return nil, err
 	}
+	if len(config.TrustedAudiences) > 0 && (config.Kind == AnyKind || config.Audience == "") {
+		return nil, errors.New("OpenConfig.TrustedAudiences is given, but other audiences are only looked at if Kind and Audience are set: set both, or remove it")
+	}
 	if err := checkSecrets(config.ClientSecrets); err != nil {
 		return nil, err
 	}
+	var secrets [][]byte
 	for _, secret := range config.ClientSecrets {
-		o.secrets = append(o.secrets, slices.Clone(secret))
+		secrets = append(secrets, slices.Clone(secret))
 	}
+	o.secrets = func() [][]byte { return secrets }
 	if err := o.setAlgorithms(config); err != nil {
 		return nil, err
 	}
@@ -171,15 +192,16 @@ func NewOpener(config OpenConfig) (*Opener, error) {
 		if problem := privateKeyProblem(key, nil); problem != "" {
 			return nil, fmt.Errorf("OpenConfig.Keys: key %d (kid %s): %s", i+1, quote(key.KeyID), problem)
 		}
-		o.keys = append(o.keys, key)
 	}
+	keys := slices.Clone(config.Keys)
+	o.keys = func() []jose.JSONWebKey { return keys }
 	for i, key := range config.Signers {
 		if problem := signerProblem(key, nil); problem != "" {
 			return nil, fmt.Errorf("OpenConfig.Signers: key %d (kid %s): %s", i+1, quote(key.KeyID), problem)
 		}
 		o.signers = append(o.signers, key)
 	}
-	if len(o.keys) == 0 && len(o.secrets) == 0 && !o.allowUnencrypted {
+	if len(keys) == 0 && len(secrets) == 0 && !o.allowUnencrypted {
 		return nil, errors.New("OpenConfig.Keys is empty: give the client's private key or its secret, or set AllowUnencrypted to accept only signed tokens")
 	}
 	if len(o.signers) == 0 && !slices.ContainsFunc(o.signatureAlgorithms, signatureAlgorithm.symmetric) {
@@ -199,7 +221,7 @@ func (o *Opener) setAlgorithms(config OpenConfig) (err error) {
 		return err
 	}
 	shortest := 0
-	for i, secret := range o.secrets {
+	for i, secret := range o.secrets() {
 		if i == 0 || len(secret) < shortest {
 			shortest = len(secret)
 		}
@@ -267,7 +289,7 @@ func (o *Opener) Open(token string) (*Token, error) {
 	if err := o.checks.check(claims); err != nil {
 		return nil, err
 	}
-	if err := o.kind.check(s.header, claims, o.checks.audience); err != nil {
+	if err := o.kind.check(s.header, claims, o.checks); err != nil {
 		return nil, err
 	}
 

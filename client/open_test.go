@@ -2,12 +2,15 @@ package client
 
 import (
 	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -531,6 +534,7 @@ func TestClaimChecks(t *testing.T) {
 		{"aud wrong", `{"aud":"RP"}`, func(c *OpenConfig) { c.Audience = "rp" }, ErrClaims},
 		{"aud of others", `{"aud":["x",1,null]}`, func(c *OpenConfig) { c.Audience = "rp" }, ErrClaims},
 		{"aud missing", `{}`, func(c *OpenConfig) { c.Audience = "rp" }, ErrClaims},
+		{"aud of us and a number", `{"aud":["rp",1]}`, func(c *OpenConfig) { c.Audience = "rp" }, ErrClaims},
 		{"aud empty", `{"aud":[]}`, func(c *OpenConfig) { c.Audience = "rp" }, ErrClaims},
 		{"exp ahead", `{"exp":1800000001}`, nil, nil},
 		{"exp with a fraction", `{"exp":1.8000000015e9}`, nil, nil},
@@ -587,6 +591,60 @@ func TestTokenLargerThanTheBoundIsRefused(t *testing.T) {
 	big := strings.Repeat("a", DefaultMaxBytes+1)
 	if _, err := newOpener(t, nil).Open(big); !errors.Is(err, ErrMalformed) {
 		t.Errorf("over the default: got error %v, want ErrMalformed", err)
+	}
+}
+
+// Whoever sends a token should not have more memory taken than the token has itself,
+// some times over.
+func TestTokenOfDotsIsCheap(t *testing.T) {
+	token := toClient().encrypt(t, strings.Repeat(".", 700_000))
+	o := newOpener(t, nil)
+	var err error
+	took := allocated(func() { _, err = o.Open(token) })
+	if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "700001 parts") {
+		t.Errorf("got error %v, want ErrMalformed with 700001 parts", err)
+	}
+	if limit := uint64(8 * len(token)); took > limit {
+		t.Errorf("took %d bytes for a token of %d, want at most %d", took, len(token), limit)
+	}
+}
+
+// allocated tells how many bytes f allocates.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// Padding is looked at only behind the tag, so only the sender's own mistake gets here.
+func TestWrongPaddingDoesNotDecrypt(t *testing.T) {
+	key, iv := bytes.Repeat([]byte("k"), 16), make([]byte, aes.BlockSize)
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(plaintext string) ([]byte, error) {
+		ciphertext := make([]byte, len(plaintext))
+		cipher.NewCBCEncrypter(block, iv).CryptBlocks(ciphertext, []byte(plaintext))
+		return decryptCBC(key, &encrypted{iv: iv, ciphertext: ciphertext, tag: []byte("tag")}, []byte("tag"))
+	}
+	if text, err := open(strings.Repeat("x", 13) + "\x03\x03\x03"); err != nil || string(text) != strings.Repeat("x", 13) {
+		t.Errorf("right padding: got %q, %v", text, err)
+	}
+	if text, err := open("x" + strings.Repeat("x", 15) + strings.Repeat("\x10", 16)); err != nil || len(text) != 16 {
+		t.Errorf("a block of padding: got %q, %v", text, err)
+	}
+	for name, end := range map[string]string{
+		"none":              "xxx\x00",
+		"longer than block": strings.Repeat("\x11", 17),
+		"not all the same":  "\x02\x03\x03",
+		"longer than text":  strings.Repeat("\x20", 32),
+	} {
+		if text, err := open(strings.Repeat("x", 32-len(end)) + end); !errors.Is(err, errContent) {
+			t.Errorf("%s: got %q, %v, want errContent", name, text, err)
+		}
 	}
 }
 
@@ -657,6 +715,8 @@ func TestConfigIsChecked(t *testing.T) {
 		{"PBES2", func(c *OpenConfig) { c.KeyAlgorithms = []string{"PBES2-HS256+A128KW"} }, "not supported"},
 		{"alg by another case", func(c *OpenConfig) { c.KeyAlgorithms = []string{"rsa1_5"} }, "RSA-OAEP-256, RSA-OAEP"},
 		{"enc that does not exist", func(c *OpenConfig) { c.ContentEncryptions = []string{"A256CBC+HS512"} }, "A128CBC-HS256"},
+		{"trusted audiences without a kind", func(c *OpenConfig) { c.Audience, c.TrustedAudiences = "rp", []string{"x"} }, "TrustedAudiences"},
+		{"trusted audiences without an audience", func(c *OpenConfig) { c.Kind, c.TrustedAudiences = IDToken, []string{"x"} }, "TrustedAudiences"},
 		{"negative bound", func(c *OpenConfig) { c.MaxBytes = -1 }, "negative"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

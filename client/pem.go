@@ -21,18 +21,21 @@ func isPEM(document []byte) bool {
 }
 
 // parsePEM reads all private keys in a PEM document. Certificates and EC parameters,
-// which tools write beside them, are passed over.
+// which tools write beside them, are passed over, and so is text before a block. A
+// block that is not whole, which package pem skips, is an error, as is whatever stands
+// behind the last one: a key may be lost there.
 func parsePEM(document []byte) ([]jose.JSONWebKey, error) {
 	if len(document) > maxKeyBytes {
 		return nil, fmt.Errorf("private key document has %d bytes, more than %d: is it the right file?", len(document), maxKeyBytes)
 	}
 	var keys []jose.JSONWebKey
+	blocks, begun := 0, bytes.Count(document, []byte("-----BEGIN "))
 	for n := 1; ; n++ {
 		block, rest := pem.Decode(document)
 		if block == nil {
 			break
 		}
-		document = rest
+		document, blocks = rest, n
 		if block.Type == "CERTIFICATE" || block.Type == "EC PARAMETERS" {
 			continue
 		}
@@ -50,6 +53,12 @@ func parsePEM(document []byte) ([]jose.JSONWebKey, error) {
 	}
 	if len(keys) == 0 {
 		return nil, errors.New("private key document has no PEM block that is whole and holds a private key: is it the right file?")
+	}
+	if blocks != begun {
+		return nil, fmt.Errorf("private key document: %d PEM blocks begin in it and %d are whole: get the file again, or remove what is damaged", begun, blocks)
+	}
+	if len(bytes.TrimSpace(document)) > 0 {
+		return nil, fmt.Errorf("private key document goes on after PEM block %d: remove what stands there, or get the file again if that was a key", blocks)
 	}
 	return keys, nil
 }

@@ -42,6 +42,7 @@ func TestParseKeysFromPEM(t *testing.T) {
 		{"EC in PKCS #8", readPEM(t, "ec-pkcs8"), []string{p384}},
 		{"X25519", readPEM(t, "x25519"), []string{x25519k}},
 		{"X448", readPEM(t, "x448"), []string{x448k}},
+		{"space after it", readPEM(t, "x448") + " \r\n\n", []string{x448k}},
 		{"several, between lines of text", "some words\n" + readPEM(t, "x448") + "others\n" + readPEM(t, "ec-pkcs8"), []string{x448k, p384}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -92,6 +93,10 @@ func TestParseKeysFromPEMSaysWhy(t *testing.T) {
 		{"something else", "-----BEGIN PGP MESSAGE-----\n\nAAAA\n-----END PGP MESSAGE-----\n", "no private key"},
 		{"damaged", "-----BEGIN PRIVATE KEY-----\nMAAA\n-----END PRIVATE KEY-----\n", "damaged"},
 		{"X448 without its key", "-----BEGIN PRIVATE KEY-----\nMA4CAQAwBQYDK2VvBAIEAA==\n-----END PRIVATE KEY-----\n", "damaged"},
+		{"a good one and one cut off", readPEM(t, "x448") + readPEM(t, "ec-pkcs8")[:100], "2 PEM blocks begin in it and 1 are whole"},
+		{"one cut off and a good one", readPEM(t, "ec-pkcs8")[:100] + "\n" + readPEM(t, "x448"), "2 PEM blocks begin in it and 1 are whole"},
+		{"a good one and one cut off early", readPEM(t, "x448") + "-----BEG", "goes on after PEM block 1"},
+		{"a good one and a JWK", readPEM(t, "x448") + foreignKey(t, "x448"), "goes on after PEM block 1"},
 		{"too large", readPEM(t, "x448") + strings.Repeat("\n", maxKeyBytes), "more than 1048576"},
 		{"too many", strings.Repeat(readPEM(t, "x25519"), maxKeys+1), "more than 100 keys"},
 	} {

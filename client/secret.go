@@ -46,10 +46,10 @@ func (o *Opener) checkMACs() error {
 		if !alg.symmetric() {
 			continue
 		}
-		if len(o.secrets) == 0 {
+		if len(o.secrets()) == 0 {
 			return fmt.Errorf("OpenConfig.SignatureAlgorithms: %s is verified with the client's secret: give it in ClientSecrets, or remove %[1]s", alg.name)
 		}
-		for _, secret := range o.secrets {
+		for _, secret := range o.secrets() {
 			if len(secret) < alg.minSecret {
 				return fmt.Errorf("OpenConfig.SignatureAlgorithms: %s needs secrets of %d bytes or more, and one in ClientSecrets has less: remove it, or ask the provider for a longer one",
 					alg.name, alg.minSecret)

@@ -59,7 +59,7 @@ func (o *Opener) verify(s *signed) ([]byte, error) {
 func (o *Opener) verifiersFor(kid string, alg signatureAlgorithm) []any {
 	var keys []any
 	if alg.symmetric() {
-		for _, secret := range o.secrets {
+		for _, secret := range o.secrets() {
 			keys = append(keys, secret)
 		}
 		return keys

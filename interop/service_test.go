@@ -163,7 +163,7 @@ func (p *provider) issue(t *testing.T, c Case) (Request, string) {
 
 	// With everything given nothing is filled in: the payload is these bytes.
 	now := time.Now().Unix()
-	claims := fmt.Sprintf(`{"exp":%d, "iss":%q,"aud":[%q,"other"],"sub":"zo\u00eb","iat":%d,`+
+	claims := fmt.Sprintf(`{"exp":%d, "iss":%q,"aud":[%[3]q,"other"],"azp":%[3]q,"sub":"zo\u00eb","iat":%[4]d,`+
 		`"n":1.0,"big":12345678901234567890,"e":1e+2,"☃":"☃","":{"b":[],"a":null}}`, now+60, issuerURL(issuer), clientID, now)
 	res, err := p.bulla.Tokens.SignAndEncrypt(t.Context(), &bullav1.SignAndEncryptRequest{Issuer: issuer, ClientId: clientID, Claims: []byte(claims)})
 	if err != nil {

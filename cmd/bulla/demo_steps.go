@@ -149,7 +149,7 @@ func (d *demo) open(ctx context.Context, token string) (*client.Token, error) {
 	if err := d.folder.write("jwks.json", append(public, '\n')); err != nil { // for "bulla token open"
 		return nil, err
 	}
-	config := client.OpenConfig{Issuer: demoIss, Audience: demoClient, RequireExpiry: true}
+	config := client.OpenConfig{Kind: client.IDToken, Issuer: demoIss, Audience: demoClient, RequireExpiry: true}
 	if config.Keys, err = client.ParseKeys(d.party.private); err != nil {
 		return nil, err
 	}

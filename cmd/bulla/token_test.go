@@ -151,6 +151,8 @@ func TestTokenOpens(t *testing.T) {
 	}
 	p.write("rp.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
 	p.write("signed.jwt", idToken)
+	shared := strings.Replace(openIDClaims, `"aud":"app-1"`, `"aud":["app-1","app-2","app-3"],"azp":"app-1"`, 1)
+	p.write("shared.jwt", p.encrypt("ECDH-ES", "A256GCM", p.key.Public(), p.sign("", shared)))
 	p.write("empty", "\n")
 
 	for _, test := range []struct {
@@ -168,6 +170,10 @@ func TestTokenOpens(t *testing.T) {
 		{"the kind it is", []string{"--key", "rp.jwk@", "--jwks", "signers.json@", "--kind", "LOGOUT_TOKEN", "logout_token.jwt@"}, `logout+jwt`},
 		{"another kind", []string{"--key", "rp.jwk@", "--jwks", "signers.json@", "--kind", "LOGOUT_TOKEN", "id_token.jwt@"}, "!kind LOGOUT_TOKEN"},
 		{"no kind", []string{"--key", "rp.jwk@", "--jwks", "signers.json@", "--kind", "LOGOUT", "id_token.jwt@"}, `!--kind: "LOGOUT" is not a kind`},
+		{"for others too", []string{"--key", "rp.jwk@", "--jwks", "signers.json@", "--kind", "ID_TOKEN", "--aud", "app-1", "shared.jwt@"}, "!not in --trusted-audience"},
+		{"for others too, one of them trusted", []string{"--key", "rp.jwk@", "--jwks", "signers.json@", "--kind", "ID_TOKEN", "--aud", "app-1", "--trusted-audience", "app-2", "shared.jwt@"}, "!not in --trusted-audience"},
+		{"for others too, all of them trusted", []string{"--key", "rp.jwk@", "--jwks", "signers.json@", "--kind", "ID_TOKEN", "--aud", "app-1", "--trusted-audience", "app-2", "--trusted-audience", "app-3", "shared.jwt@"}, `"app-3"`},
+		{"trusted for no kind", []string{"--key", "rp.jwk@", "--jwks", "signers.json@", "--aud", "app-1", "--trusted-audience", "app-2", "shared.jwt@"}, "!if --kind and --aud are set"},
 		{"with a secret", []string{"--client-secret-file", "secret@", "--jwks", "signers.json@", "secret.jwt@"}, `"alg": "A128KW"`},
 		{"with an older secret too", []string{"--client-secret-file", "old-secret@", "--client-secret-file", "secret@", "--jwks", "signers.json@", "secret.jwt@"}, `"alg": "A128KW"`},
 		{"with another secret", []string{"--client-secret-file", "old-secret@", "--jwks", "signers.json@", "secret.jwt@"}, "!cannot be decrypted"},

@@ -167,7 +167,7 @@ func (s *subject) opener(jwks []byte) (*client.Opener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.NewOpener(client.OpenConfig{Keys: keys, Signers: signers, Issuer: harness.IssuerURL, Audience: clientID, RequireExpiry: true})
+	return client.NewOpener(client.OpenConfig{Kind: client.IDToken, Keys: keys, Signers: signers, Issuer: harness.IssuerURL, Audience: clientID, RequireExpiry: true})
 }
 
 // request asks for an ID token.
