@@ -196,16 +196,7 @@ func showClient(cmd *cobra.Command, conn *connection, k *bullav1.ClientKey) erro
 		field(w, "source", sourceName(k))
 		field(w, "jwks_uri", k.GetJwksUri())
 		for _, s := range k.GetSettings() {
-			if s.GetEncryptionAlgorithm() == "" {
-				field(w, kindName(s.GetTokenKind()), "signed only")
-			}
-		}
-		for _, c := range k.GetChosenKeys() {
-			key := fmt.Sprintf("key %q, thumbprint %s", c.GetKeyId(), c.GetThumbprint())
-			if c.GetThumbprint() == "" {
-				key = "key from the client's secret"
-			}
-			field(w, kindName(c.GetTokenKind()), fmt.Sprintf("%s %s, %s", c.GetEncryptionAlgorithm(), c.GetContentEncryption(), key))
+			field(w, kindName(s.GetTokenKind()), describeSetting(k, s))
 		}
 		field(w, "fetched", when(k.GetFetchedAt()))
 		field(w, "next refresh", when(k.GetNextRefreshAt()))
@@ -217,11 +208,42 @@ func showClient(cmd *cobra.Command, conn *connection, k *bullav1.ClientKey) erro
 	})
 }
 
+// describeSetting says how one kind of token is made for a client.
+func describeSetting(k *bullav1.ClientKey, s *bullav1.ResponseSetting) string {
+	signed := s.GetSigningAlgorithm()
+	if s.GetEncryptionAlgorithm() == "" {
+		if signed != "" {
+			return "signed only, with " + signed
+		}
+		return "signed only"
+	}
+	if signed != "" {
+		signed = ", signed with " + signed
+	}
+	key := "no key chosen"
+	for _, c := range k.GetChosenKeys() {
+		switch {
+		case c.GetTokenKind() != s.GetTokenKind():
+		case c.GetThumbprint() == "":
+			// Not even a hash is shown of what is derived from a secret.
+			key = "key from the client's secret"
+		case c.GetKeyId() == "":
+			key = "key without kid, thumbprint " + c.GetThumbprint()
+		default:
+			key = fmt.Sprintf("key %q, thumbprint %s", c.GetKeyId(), c.GetThumbprint())
+		}
+	}
+	return fmt.Sprintf("%s %s, %s%s", s.GetEncryptionAlgorithm(), s.GetContentEncryption(), key, signed)
+}
+
 func stateName(k *bullav1.ClientKey) string {
 	return strings.TrimPrefix(k.GetState().String(), "CLIENT_KEY_STATE_")
 }
 
 func sourceName(k *bullav1.ClientKey) string {
+	if k.GetSource() == bullav1.KeySource_KEY_SOURCE_UNSPECIFIED {
+		return "none" // its tokens are only signed
+	}
 	return strings.ToLower(strings.TrimPrefix(k.GetSource().String(), "KEY_SOURCE_"))
 }
 

@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -19,19 +23,39 @@ func clientRegisterCommand(conn *connection, issuer *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "register CLIENT_ID",
 		Short: "Register a client's key source and settings, or change them",
+		Long: `Register where a client's keys come from, and how each kind of token is made for
+it. The service makes a trial encryption and says what deserves a look.
+
+The key source is one of --jwks, --jwks-uri, --pem, --client-secret-file and
+--metadata; a client whose tokens are only signed needs none. A secret is read
+from a file or standard input, never from the command line, which others can
+see. The OpenID registration of --metadata, taken as the provider received it,
+brings its own settings; a --setting takes the place of the one of its kind.
+
+A setting without alg says that tokens of this kind are signed and not
+encrypted. Logout tokens share the setting of ID tokens. Without sign, requests
+and the issuer choose the signing algorithm; HS256, HS384 and HS512 sign with
+the client's secret.
+
+To change a client, name the revision that it has ("bulla client get" shows it):
+whoever can replace a key can read the tokens, so that nobody does it unawares.
+The same registration once more changes nothing.`,
 		Example: `  bulla client register app-1 --jwks-uri https://app.example.com/jwks --setting ID_TOKEN,alg=RSA-OAEP-256,enc=A256GCM
   bulla client register app-2 --jwks keys.json --setting ID_TOKEN,alg=ECDH-ES+A128KW --setting USERINFO,alg=ECDH-ES
   bulla client register app-3 --pem client.crt --setting ID_TOKEN,alg=RSA-OAEP,enc=A128GCM
-  bulla client register app-4 --client-secret secret.txt --setting ID_TOKEN,alg=dir,enc=A256GCM,sign=HS256
+  bulla client register app-4 --client-secret-file secret.txt --setting ID_TOKEN,alg=dir,enc=A256GCM,sign=HS256
   bulla client register app-5 --metadata registration.json`,
 		Args: arguments("CLIENT_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Issuer, req.ClientId = *issuer, args[0]
-			if err := source.read(cmd, req); err != nil {
+			err := source.check(cmd)
+			if err != nil {
 				return err
 			}
-			var err error
 			if req.Settings, err = parseSettings(settings); err != nil {
+				return err
+			}
+			if err := source.read(cmd, req); err != nil {
 				return err
 			}
 			return conn.call(cmd, func(ctx context.Context, service *client.Client) error {
@@ -63,10 +87,33 @@ func (s *keySource) register(cmd *cobra.Command) {
 	f.StringVar(&s.jwks, "jwks", "", "file with the client's JWK Set, or - for standard input")
 	f.StringVar(&s.jwksURI, "jwks-uri", "", "URL of the client's JWK Set")
 	f.StringVar(&s.pem, "pem", "", "file with the client's public key or certificate in PEM, or -")
-	f.StringVar(&s.secret, "client-secret", "", "file with the client's secret, or - (a line feed at its end does not count)")
+	f.StringVar(&s.secret, "client-secret-file", "", "file with the client's secret, or - (a line feed at its end does not count)")
 	f.StringVar(&s.metadata, "metadata", "", "file with the client's OpenID registration in JSON, or -")
-	cmd.MarkFlagsMutuallyExclusive("jwks", "jwks-uri", "pem", "client-secret", "metadata")
 }
+
+// check sees to it that one source at most is given.
+func (s *keySource) check(cmd *cobra.Command) error {
+	given, empty := []string(nil), ""
+	for _, name := range sourceFlags {
+		if f := cmd.Flags().Lookup(name); f.Changed {
+			given = append(given, "--"+name)
+			if f.Value.String() == "" {
+				empty = "--" + name
+			}
+		}
+	}
+	switch {
+	case len(given) > 1:
+		return fmt.Errorf("%s are given, and a client has one key source: leave all but one out; a client with keys and a secret is registered with --metadata", strings.Join(given, " and "))
+	case empty != "":
+		// It comes from a variable that was not set.
+		return fmt.Errorf("%s is empty: give it a value, or leave it out for a client whose tokens are only signed", empty)
+	}
+	return nil
+}
+
+// sourceFlags are the flags of a keySource. One at most is given.
+var sourceFlags = []string{"jwks", "jwks-uri", "pem", "client-secret-file", "metadata"}
 
 // maxDocument bounds files that hold keys and a little more, in bytes. The
 // service has narrower bounds, and says which.
@@ -84,21 +131,17 @@ func (s *keySource) read(cmd *cobra.Command, req *bullav1.RegisterClientKeyReque
 	case s.jwksURI != "":
 		req.KeySource = &bullav1.RegisterClientKeyRequest_JwksUri{JwksUri: s.jwksURI}
 	case s.pem != "":
-		doc, err := readInput(cmd, s.pem, maxDocument)
+		text, err := readPEM(cmd, s.pem)
 		if err != nil {
 			return err
 		}
-		req.KeySource = &bullav1.RegisterClientKeyRequest_PublicKeyPem{PublicKeyPem: string(doc)}
+		req.KeySource = &bullav1.RegisterClientKeyRequest_PublicKeyPem{PublicKeyPem: text}
 	case s.secret != "":
-		secret, err := readInput(cmd, s.secret, maxDocument)
+		secret, err := readSecret(cmd, s.secret)
 		if err != nil {
 			return err
 		}
-		secret = bytes.TrimSuffix(bytes.TrimSuffix(secret, []byte("\n")), []byte("\r"))
-		if len(secret) == 0 {
-			return errors.New("the file of --client-secret is empty: write the client's secret into it")
-		}
-		req.KeySource = &bullav1.RegisterClientKeyRequest_ClientSecret{ClientSecret: string(secret)}
+		req.KeySource = &bullav1.RegisterClientKeyRequest_ClientSecret{ClientSecret: secret}
 	case s.metadata != "":
 		doc, err := readInput(cmd, s.metadata, maxDocument)
 		if err != nil {
@@ -107,6 +150,48 @@ func (s *keySource) read(cmd *cobra.Command, req *bullav1.RegisterClientKeyReque
 		req.KeySource = &bullav1.RegisterClientKeyRequest_ClientMetadata{ClientMetadata: doc}
 	}
 	return nil
+}
+
+// readPEM reads a public key or certificate. What is in it is for the service
+// to judge; but a private key does not leave this machine.
+func readPEM(cmd *cobra.Command, name string) (string, error) {
+	text, err := readInput(cmd, name, maxDocument)
+	switch {
+	case err != nil:
+		return "", err
+	case bytes.Contains(text, []byte("PRIVATE KEY-----")):
+		return "", fmt.Errorf("%s holds a private key, which only its client should have, and which was not sent: give the public one (openssl pkey -in %s -pubout)", name, quoteShell(name))
+	case !utf8.Valid(text):
+		return "", fmt.Errorf("%s is not in PEM, which is text: convert it (openssl x509 -inform DER -in FILE for a certificate, openssl pkey -pubin -inform DER -in FILE for a key)", name)
+	}
+	return string(text), nil
+}
+
+// readSecret reads a client's secret, less the end of its line. Its errors
+// name no file that is not there: somebody may have written the secret itself
+// in its place.
+func readSecret(cmd *cobra.Command, name string) (string, error) {
+	text, err := readInput(cmd, name, maxSecretFile)
+	if err != nil {
+		var path *fs.PathError
+		if !errors.As(err, &path) {
+			return "", err
+		}
+		return "", fmt.Errorf("--client-secret-file names a file with the secret, or - for standard input, and the one that was named cannot be read: %w. If that was the secret itself, your shell's history and others on this machine may have seen it: take a new one", path.Err)
+	}
+	text = bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
+	const what = "what --client-secret-file names "
+	switch {
+	case len(text) == 0:
+		return "", errors.New(what + "is empty: it must hold the client's secret")
+	case bytes.ContainsAny(text, "\r\n"):
+		return "", errors.New(what + "has several lines: it must hold the client's secret in one, and nothing else")
+	case !utf8.Valid(text):
+		return "", errors.New(what + "is not text in UTF-8: is it the right file?")
+	case bytes.HasPrefix(text, []byte("\xef\xbb\xbf")):
+		return "", errors.New(what + "begins with a byte order mark, which would become part of the secret: save it without")
+	}
+	return string(text), nil
 }
 
 func parseSettings(texts []string) ([]*bullav1.ResponseSetting, error) {

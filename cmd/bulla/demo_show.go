@@ -41,7 +41,8 @@ func (d *demo) showFolder(lacks string) {
 		title += "\n   (anew: " + lacks + ")"
 	}
 	d.step(1, title,
-		"SoftHSM token "+demoToken+" with a random PIN; it made its ES256 and RS256 keys inside",
+		"SoftHSM token "+demoToken+" with a random PIN; it made its keys inside: ES256 and RS256 to sign,",
+		"and an AES key that protects what the service stores",
 		"CA; certificates of the service, the client, and three callers:",
 		strings.Join([]string{demoIDP, demoRegistrar, demoOperator}, ", "))
 }

@@ -151,6 +151,7 @@ func tokenOpenCommand() *cobra.Command {
 	f.StringVar(&flags.kind, "kind", "", "require this kind of token: "+strings.Join(kindNames(), ", "))
 	f.StringVar(&flags.config.Issuer, "iss", "", "require this iss")
 	f.StringVar(&flags.config.Audience, "aud", "", "require this aud")
+	f.StringArrayVar(&flags.config.TrustedAudiences, "trusted-audience", nil, "with --kind and --aud: accept a token that is for this party too; repeat it for more")
 	f.StringSliceVar(&flags.config.KeyAlgorithms, "alg", nil, "accept only these algorithms of key management (default: all but RSA1_5)")
 	f.StringSliceVar(&flags.config.ContentEncryptions, "enc", nil, "accept only these content encryptions (default: all but A128CBC+HS256)")
 	f.StringSliceVar(&flags.config.SignatureAlgorithms, "signing-alg", nil, "accept only these signing algorithms (default: all that --jwks verifies; without it HS256, HS384 and HS512)")
@@ -217,6 +218,8 @@ func byFlag(err error) error {
 		"AllowUnencrypted", "--allow-unencrypted",
 		"ClientSecrets", "--client-secret-file",
 		"Signers", "--jwks",
+		"TrustedAudiences", "--trusted-audience",
+		"Audience", "--aud",
 		"Kind", "--kind",
 	).Replace(err.Error()))
 }
