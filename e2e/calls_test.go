@@ -202,7 +202,7 @@ var codeOf = map[string]codes.Code{
 	"CLIENT_KEYS_UNAVAILABLE": codes.Unavailable, "SIGNING_KEY_UNAVAILABLE": codes.Unavailable, "REGISTRY_UNAVAILABLE": codes.Unavailable, "AUDIT_UNAVAILABLE": codes.Unavailable,
 	"REFRESH_LIMITED":   codes.ResourceExhausted,
 	"REVISION_MISMATCH": codes.Aborted,
-	"CALLER_UNKNOWN":    codes.Unauthenticated, "CALLER_NOT_ALLOWED": codes.PermissionDenied,
+	"CALLER_UNKNOWN":    codes.Unauthenticated, "CALLER_NOT_ALLOWED": codes.PermissionDenied, "CLAIMS_NOT_ALLOWED": codes.PermissionDenied,
 }
 
 // mustFail holds an error against a reason, with the code and the RetryInfo that

@@ -76,20 +76,35 @@ const (
 // keyAlgorithmRow is all that is known of one key management algorithm.
 type keyAlgorithmRow struct {
 	name     KeyAlgorithm
-	standard string   // where it is defined
-	keyTypes []string // JWK kty of the recipient's key
-	curves   []string // JWK crv of the recipient's key; none if its kty has none
-	// secretSize is the size in bytes of the key if keyTypes is oct, and 0 if
-	// the key takes the place of the CEK and has its size.
-	secretSize int
+	standard string // where it is defined
+	keys     *keyFamily
 
-	allowedByDefault bool // where an issuer's policy names no algorithms
-	allowedInFAPI    bool // in an issuer of the profile fapi
-	legacy           bool // see KeyAlgorithm.Legacy
+	// secretSize is the size in bytes of the shared key; 0 if there is none,
+	// or if it is direct.
+	secretSize int
+	// direct: the key that is shared, or agreed upon, is the CEK itself and has
+	// its size.
+	direct bool
+	// gcm: the shared key encrypts with AES-GCM and random IVs.
+	gcm bool
+
+	allowedByDefault bool   // where an issuer's policy names no algorithms
+	allowedInFAPI    bool   // in an issuer of the profile fapi
+	legacy           bool   // see KeyAlgorithm.Legacy
+	warning          string // see KeyAlgorithm.Warnings
 
 	// compile prepares the algorithm for one recipient's key, of a type and
 	// curve named above, and one content encryption.
 	compile func(key crypto.PublicKey, enc *contentEncryptionRow) (keyManagement, error)
+}
+
+// keyFamily is the recipients' keys that an algorithm takes.
+type keyFamily struct {
+	types  []string // JWK kty
+	curves []string // JWK crv; none if the kty has none
+	// ops are the JWK key_ops of which a public key needs one (RFC 7517 section
+	// 4.3); none for a secret.
+	ops []string
 }
 
 // contentEncryptionRow is all that is known of one content encryption
@@ -100,10 +115,12 @@ type contentEncryptionRow struct {
 	keySize  int // of the CEK
 	ivSize   int
 	tagSize  int
+	gcm      bool // AES-GCM with a random IV
 
 	allowedByDefault bool
 	allowedInFAPI    bool
 	legacy           bool
+	warning          string
 
 	// with names the only key management algorithms that the enc goes with.
 	// None: all of them.
@@ -123,68 +140,70 @@ type contentEncryptionRow struct {
 // the clients that decrypt it (Bleichenbacher's attack).
 var keyAlgorithms = []keyAlgorithmRow{
 	{
-		name: RSAOAEP256, standard: "RFC 7518 section 4.3", keyTypes: rsaKeys,
+		name: RSAOAEP256, standard: "RFC 7518 section 4.3", keys: rsaKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha256.New),
 	},
 	{
-		name: RSAOAEP384, standard: webCrypto, keyTypes: rsaKeys,
+		name: RSAOAEP384, standard: webCrypto, keys: rsaKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha512.New384),
 	},
 	{
-		name: RSAOAEP512, standard: webCrypto, keyTypes: rsaKeys,
+		name: RSAOAEP512, standard: webCrypto, keys: rsaKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha512.New),
 	},
 	{
-		name: RSAOAEP, standard: "RFC 7518 section 4.3", keyTypes: rsaKeys,
+		name: RSAOAEP, standard: "RFC 7518 section 4.3", keys: rsaKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: rsaOAEP(sha1.New),
 	},
 	{
-		name: ECDHES, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
+		name: ECDHES, standard: agreementStandard, keys: agreementKeys, direct: true,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhDirect,
 	},
 	{
-		name: ECDHESA128KW, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
+		name: ECDHESA128KW, standard: agreementStandard, keys: agreementKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA128KW, 16),
 	},
 	{
-		name: ECDHESA192KW, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
+		name: ECDHESA192KW, standard: agreementStandard, keys: agreementKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA192KW, 24),
 	},
 	{
-		name: ECDHESA256KW, standard: agreementStandard, keyTypes: agreementKeys, curves: agreementCurves,
+		name: ECDHESA256KW, standard: agreementStandard, keys: agreementKeys,
 		allowedByDefault: true, allowedInFAPI: true, compile: ecdhKeyWrap(ECDHESA256KW, 32),
 	},
 	{
-		name: A128KW, standard: "RFC 7518 section 4.4", keyTypes: octKeys, secretSize: 16,
+		name: A128KW, standard: "RFC 7518 section 4.4", keys: octKeys, secretSize: 16,
 		allowedByDefault: true, allowedInFAPI: true, compile: aesKeyWrap,
 	},
 	{
-		name: A192KW, standard: "RFC 7518 section 4.4", keyTypes: octKeys, secretSize: 24,
+		name: A192KW, standard: "RFC 7518 section 4.4", keys: octKeys, secretSize: 24,
 		allowedByDefault: true, allowedInFAPI: true, compile: aesKeyWrap,
 	},
 	{
-		name: A256KW, standard: "RFC 7518 section 4.4", keyTypes: octKeys, secretSize: 32,
+		name: A256KW, standard: "RFC 7518 section 4.4", keys: octKeys, secretSize: 32,
 		allowedByDefault: true, allowedInFAPI: true, compile: aesKeyWrap,
 	},
 	{
-		name: A128GCMKW, standard: "RFC 7518 section 4.7", keyTypes: octKeys, secretSize: 16,
+		name: A128GCMKW, standard: "RFC 7518 section 4.7", keys: octKeys, secretSize: 16, gcm: true,
 		allowedByDefault: true, allowedInFAPI: true, compile: aesGCMKeyWrap,
 	},
 	{
-		name: A192GCMKW, standard: "RFC 7518 section 4.7", keyTypes: octKeys, secretSize: 24,
+		name: A192GCMKW, standard: "RFC 7518 section 4.7", keys: octKeys, secretSize: 24, gcm: true,
 		allowedByDefault: true, allowedInFAPI: true, compile: aesGCMKeyWrap,
 	},
 	{
-		name: A256GCMKW, standard: "RFC 7518 section 4.7", keyTypes: octKeys, secretSize: 32,
+		name: A256GCMKW, standard: "RFC 7518 section 4.7", keys: octKeys, secretSize: 32, gcm: true,
 		allowedByDefault: true, allowedInFAPI: true, compile: aesGCMKeyWrap,
 	},
 	{
-		name: Dir, standard: "RFC 7518 section 4.5", keyTypes: octKeys,
+		name: Dir, standard: "RFC 7518 section 4.5", keys: octKeys, direct: true,
 		allowedByDefault: true, allowedInFAPI: true, compile: sharedKey,
 	},
 	{
-		name: RSA15, standard: "RFC 7518 section 4.2", keyTypes: rsaKeys,
+		name: RSA15, standard: "RFC 7518 section 4.2", keys: rsaKeys,
 		legacy: true, compile: rsaPKCS1,
+		warning: "RSA1_5 has been abused to decrypt tokens without the key, through clients that tell bad padding from other errors; " +
+			"move the client to RSA-OAEP-256",
 	},
 }
 
@@ -206,20 +225,21 @@ var contentEncryptions = []contentEncryptionRow{
 		allowedByDefault: true, allowedInFAPI: true, seal: cbcHMAC(sha512.New),
 	},
 	{
-		name: A128GCM, standard: "RFC 7518 section 5.3", keySize: 16, ivSize: 12, tagSize: 16,
+		name: A128GCM, standard: "RFC 7518 section 5.3", keySize: 16, ivSize: 12, tagSize: 16, gcm: true,
 		allowedByDefault: true, allowedInFAPI: true, seal: sealGCM,
 	},
 	{
-		name: A192GCM, standard: "RFC 7518 section 5.3", keySize: 24, ivSize: 12, tagSize: 16,
+		name: A192GCM, standard: "RFC 7518 section 5.3", keySize: 24, ivSize: 12, tagSize: 16, gcm: true,
 		allowedByDefault: true, allowedInFAPI: true, seal: sealGCM,
 	},
 	{
-		name: A256GCM, standard: "RFC 7518 section 5.3", keySize: 32, ivSize: 12, tagSize: 16,
+		name: A256GCM, standard: "RFC 7518 section 5.3", keySize: 32, ivSize: 12, tagSize: 16, gcm: true,
 		allowedByDefault: true, allowedInFAPI: true, seal: sealGCM,
 	},
 	{
 		name: A128CBCPlusHS256, standard: "draft-ietf-jose-json-web-algorithms-08", keySize: 32, ivSize: 16, tagSize: 32,
 		legacy: true, with: []KeyAlgorithm{RSA15, RSAOAEP}, seal: sealCBCPlusHMAC,
+		warning: "A128CBC+HS256 was replaced before it became a standard, and few libraries know it; move the client to A128CBC-HS256",
 	},
 }
 
@@ -231,10 +251,13 @@ const (
 )
 
 var (
-	rsaKeys         = []string{typeRSA}
-	octKeys         = []string{typeOct}
-	agreementKeys   = []string{typeEC, typeOKP}
-	agreementCurves = []string{curveP256, curveP384, curveP521, curveX25519, curveX448}
+	rsaKeys       = &keyFamily{types: []string{typeRSA}, ops: []string{"encrypt", "wrapKey"}}
+	octKeys       = &keyFamily{types: []string{typeOct}}
+	agreementKeys = &keyFamily{
+		types:  []string{typeEC, typeOKP},
+		curves: []string{curveP256, curveP384, curveP521, curveX25519, curveX448},
+		ops:    []string{"deriveKey", "deriveBits"},
+	}
 )
 
 // KeyAlgorithms returns every key management algorithm of this package, in
@@ -277,7 +300,7 @@ func (a KeyAlgorithm) Known() bool { return a.row() != nil }
 // values: "RSA", "EC", "OKP" or "oct". The caller owns the slice.
 func (a KeyAlgorithm) KeyTypes() []string {
 	if r := a.row(); r != nil {
-		return slices.Clone(r.keyTypes)
+		return slices.Clone(r.keys.types)
 	}
 	return nil
 }
@@ -286,7 +309,17 @@ func (a KeyAlgorithm) KeyTypes() []string {
 // as "P-256"; empty if its keys have no curve. The caller owns the slice.
 func (a KeyAlgorithm) Curves() []string {
 	if r := a.row(); r != nil {
-		return slices.Clone(r.curves)
+		return slices.Clone(r.keys.curves)
+	}
+	return nil
+}
+
+// KeyOps returns what the algorithm does with a recipient's public key, as JWK
+// "key_ops" values such as "wrapKey": one of them does. It is empty for the
+// symmetric algorithms. The caller owns the slice.
+func (a KeyAlgorithm) KeyOps() []string {
+	if r := a.row(); r != nil {
+		return slices.Clone(r.keys.ops)
 	}
 	return nil
 }
@@ -319,7 +352,7 @@ func (a KeyAlgorithm) AllowedInFAPI() bool {
 // key.
 func (a KeyAlgorithm) Symmetric() bool {
 	r := a.row()
-	return r != nil && slices.Contains(r.keyTypes, typeOct)
+	return r != nil && r.symmetric()
 }
 
 // SecretSize returns the size in bytes of the [SecretKey] that a symmetric
@@ -327,9 +360,9 @@ func (a KeyAlgorithm) Symmetric() bool {
 // other algorithms.
 func (a KeyAlgorithm) SecretSize(enc ContentEncryption) int {
 	switch r := a.row(); {
-	case r == nil || !a.Symmetric():
+	case r == nil || !r.symmetric():
 		return 0
-	case r.secretSize == 0:
+	case r.direct:
 		return enc.KeySize()
 	default:
 		return r.secretSize
@@ -359,22 +392,33 @@ func (a KeyAlgorithm) Fits(key crypto.PublicKey) error {
 	if err != nil {
 		return err
 	}
-	if r.takes(kty, crv) {
+	if r.keys.has(kty, crv) {
 		return nil
 	}
 	return fmt.Errorf("%w: %s needs a key of type %s, and this one is %s; %s",
-		ErrKeyUnsuitable, a, describeKeys(r.keyTypes, r.curves), strings.TrimSpace(kty+" "+crv), adviseAlgorithms(kty, crv))
+		ErrKeyUnsuitable, a, r.keys, strings.TrimSpace(kty+" "+crv), adviseAlgorithms(kty, crv))
 }
 
-// takes reports whether the algorithm takes keys of this kty and crv.
-func (r *keyAlgorithmRow) takes(kty, crv string) bool {
-	if !slices.Contains(r.keyTypes, kty) {
+func (r *keyAlgorithmRow) symmetric() bool { return slices.Contains(r.keys.types, typeOct) }
+
+// has reports whether keys of this kty and crv belong to the family.
+func (f *keyFamily) has(kty, crv string) bool {
+	if !slices.Contains(f.types, kty) {
 		return false
 	}
-	if len(r.curves) == 0 {
+	if len(f.curves) == 0 {
 		return crv == ""
 	}
-	return slices.Contains(r.curves, crv)
+	return slices.Contains(f.curves, crv)
+}
+
+// String puts types and curves into words: "EC (P-256, P-384)".
+func (f *keyFamily) String() string {
+	s := strings.Join(f.types, " or ")
+	if len(f.curves) > 0 {
+		s += " (" + strings.Join(f.curves, ", ") + ")"
+	}
+	return s
 }
 
 // keyKind returns the JWK kty and crv of a recipient's key.
@@ -406,21 +450,12 @@ func keyKind(key crypto.PublicKey) (kty, crv string, err error) {
 	return "", "", fmt.Errorf("%w: a %T is not a key that can be encrypted to, or it is empty; give an RSA or an elliptic curve public key, or a SecretKey", ErrKeyUnsuitable, key)
 }
 
-// describeKeys puts key types and curves into words: "EC (P-256, P-384)".
-func describeKeys(types, curves []string) string {
-	s := strings.Join(types, " or ")
-	if len(curves) > 0 {
-		s += " (" + strings.Join(curves, ", ") + ")"
-	}
-	return s
-}
-
 // adviseAlgorithms says which algorithms a key of this kind could be used
 // with. Legacy ones are nothing to advise.
 func adviseAlgorithms(kty, crv string) string {
 	var fitting []string
 	for i := range keyAlgorithms {
-		if keyAlgorithms[i].takes(kty, crv) && !keyAlgorithms[i].legacy {
+		if keyAlgorithms[i].keys.has(kty, crv) && !keyAlgorithms[i].legacy {
 			fitting = append(fitting, string(keyAlgorithms[i].name))
 		}
 	}

@@ -17,7 +17,7 @@ import (
 
 func TestTableHoldsTheAlgorithmsOfTheStandards(t *testing.T) {
 	type row struct {
-		Types, Curves             []string
+		Types, Curves, Ops        []string
 		Standard                  string
 		ByDefault, FAPI, Legacy   bool
 		Symmetric                 bool
@@ -31,14 +31,14 @@ func TestTableHoldsTheAlgorithmsOfTheStandards(t *testing.T) {
 		gcmWrap   = "RFC 7518 section 4.7"
 	)
 	rsa := func(standard string) row {
-		return row{Types: []string{"RSA"}, Standard: standard, ByDefault: true, FAPI: true}
+		return row{Types: []string{"RSA"}, Ops: []string{"encrypt", "wrapKey"}, Standard: standard, ByDefault: true, FAPI: true}
 	}
-	ecdh := row{Types: []string{"EC", "OKP"}, Curves: []string{"P-256", "P-384", "P-521", "X25519", "X448"}, Standard: agreement, ByDefault: true, FAPI: true}
+	ecdh := row{Types: []string{"EC", "OKP"}, Curves: []string{"P-256", "P-384", "P-521", "X25519", "X448"}, Ops: []string{"deriveKey", "deriveBits"}, Standard: agreement, ByDefault: true, FAPI: true}
 	oct := func(standard string, size128, size int) row {
 		return row{Types: []string{"oct"}, Standard: standard, ByDefault: true, FAPI: true, Symmetric: true, SecretSize128: size128, SecretSize: size}
 	}
 	want := map[KeyAlgorithm]row{
-		"RSA1_5":       {Types: []string{"RSA"}, Standard: "RFC 7518 section 4.2", Legacy: true},
+		"RSA1_5":       {Types: []string{"RSA"}, Ops: []string{"encrypt", "wrapKey"}, Standard: "RFC 7518 section 4.2", Legacy: true},
 		"RSA-OAEP":     rsa(oaep),
 		"RSA-OAEP-256": rsa(oaep), "RSA-OAEP-384": rsa(web), "RSA-OAEP-512": rsa(web),
 		"ECDH-ES": ecdh, "ECDH-ES+A128KW": ecdh, "ECDH-ES+A192KW": ecdh, "ECDH-ES+A256KW": ecdh,
@@ -52,7 +52,7 @@ func TestTableHoldsTheAlgorithmsOfTheStandards(t *testing.T) {
 			t.Errorf("%s.Known() = false", a)
 		}
 		got[a] = row{
-			a.KeyTypes(), a.Curves(), a.Standard(), a.AllowedByDefault(), a.AllowedInFAPI(), a.Legacy(),
+			a.KeyTypes(), a.Curves(), a.KeyOps(), a.Standard(), a.AllowedByDefault(), a.AllowedInFAPI(), a.Legacy(),
 			a.Symmetric(), a.SecretSize(A128GCM), a.SecretSize(A256CBCHS512),
 		}
 	}
@@ -103,7 +103,7 @@ func TestNoAlgorithmExceedsTheWorkspace(t *testing.T) {
 
 func TestUnknownAlgorithmHasNoProperties(t *testing.T) {
 	for _, a := range []KeyAlgorithm{"", "rsa-oaep", "DIR", "PBES2-HS256+A128KW", "none", "RSA-OAEP "} {
-		if a.Known() || a.Symmetric() || a.Legacy() || a.SecretSize(A128GCM) != 0 || a.Warnings(A128GCM) != nil || a.KeyTypes() != nil || a.Curves() != nil || a.Standard() != "" || a.AllowedByDefault() || a.AllowedInFAPI() {
+		if a.Known() || a.Symmetric() || a.Legacy() || a.SecretSize(A128GCM) != 0 || a.Warnings(A128GCM) != nil || a.KeyTypes() != nil || a.Curves() != nil || a.KeyOps() != nil || a.Standard() != "" || a.AllowedByDefault() || a.AllowedInFAPI() {
 			t.Errorf("KeyAlgorithm(%q) is known", a)
 		}
 		if err := a.Fits(&testKeys.rsa2048().PublicKey); !errors.Is(err, ErrUnknownAlgorithm) {
@@ -122,8 +122,9 @@ func TestTableCannotBeChangedFromOutside(t *testing.T) {
 	ContentEncryptions()[0] = "none"
 	ECDHES.KeyTypes()[0] = "oct"
 	ECDHES.Curves()[0] = "none"
+	ECDHES.KeyOps()[0] = "none"
 	if slices.Contains(KeyAlgorithms(), "none") || slices.Contains(ContentEncryptions(), "none") ||
-		ECDHES.KeyTypes()[0] != "EC" || ECDHES.Curves()[0] != "P-256" {
+		ECDHES.KeyTypes()[0] != "EC" || ECDHES.Curves()[0] != "P-256" || ECDHES.KeyOps()[0] != "deriveKey" {
 		t.Error("a caller changed the table")
 	}
 }

@@ -28,8 +28,8 @@
 //     encryption to it cannot fail later ([ErrKeyUnsuitable]).
 //   - No compression ("zip"): the length of compressed claims tells about
 //     their content.
-//   - Errors hold nothing of the token, and neither errors, logs nor formatted
-//     text anything of a [SecretKey].
+//   - Errors hold nothing of the token, and neither errors nor a formatted
+//     [Recipient] anything of a [SecretKey].
 //
 // # Algorithms
 //

@@ -1,6 +1,7 @@
 package encrypter
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 )
@@ -31,23 +32,21 @@ func (a KeyAlgorithm) Warnings(enc ContentEncryption) []string {
 	if CheckPair(a, enc) != nil {
 		return nil
 	}
+	r, e := a.row(), enc.row()
 	var warnings []string
-	if a.Legacy() {
-		warnings = append(warnings, "RSA1_5 has been abused to decrypt tokens without the key, through clients that tell bad padding from other errors; "+
-			"move the client to RSA-OAEP-256")
-	}
-	if enc.Legacy() {
-		warnings = append(warnings, "A128CBC+HS256 was replaced before it became a standard, and few libraries know it; move the client to A128CBC-HS256")
+	for _, text := range []string{r.warning, e.warning} {
+		if text != "" {
+			warnings = append(warnings, text)
+		}
 	}
 	// Random 96-bit IVs under one key: NIST SP 800-38D section 8.3.
-	if a == Dir && slices.Contains([]ContentEncryption{A128GCM, A192GCM, A256GCM}, enc) ||
-		slices.Contains([]KeyAlgorithm{A128GCMKW, A192GCMKW, A256GCMKW}, a) {
+	if r.gcm || r.direct && r.symmetric() && e.gcm {
 		warnings = append(warnings, fmt.Sprintf("%s with %s uses AES-GCM with random IVs under one key for all tokens, which is safe for 2^32 of them; "+
 			"replace the client's secret before that, or use A256KW", a, enc))
 	}
-	if a == ECDHES && enc.KeySize() > 32 {
-		warnings = append(warnings, fmt.Sprintf("ECDH-ES with %s derives a key of %d bits, which several client libraries get wrong and so cannot open the tokens; "+
-			"use ECDH-ES+A256KW if this client's cannot", enc, enc.KeySize()*8))
+	if r.direct && !r.symmetric() && e.keySize > sha256.Size { // the KDF has to run twice
+		warnings = append(warnings, fmt.Sprintf("%s with %s derives a key of %d bits, which several client libraries get wrong and so cannot open the tokens; "+
+			"use ECDH-ES+A256KW if this client's cannot", a, enc, e.keySize*8))
 	}
 	return warnings
 }

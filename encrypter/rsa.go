@@ -9,11 +9,11 @@ import (
 	"math/big"
 )
 
-// Bounds of RSA keys. RFC 7518 section 4.3 asks for 2048 bits at least. Above
-// 8192 bits a single token costs milliseconds; no policy goes further.
+// Bounds of recipients' RSA keys, in bits. RFC 7518 section 4.3 asks for 2048 at
+// least. Above 8192 a single token costs milliseconds; no policy goes further.
 const (
-	minRSABits = 2048
-	maxRSABits = 8192
+	MinRSABits = 2048
+	MaxRSABits = 8192
 )
 
 // rsaOAEP encrypts a fresh CEK with RSAES-OAEP (RFC 8017 section 7.1), the
@@ -50,8 +50,8 @@ func checkedRSAKey(key crypto.PublicKey) (*rsa.PublicKey, error) {
 	if !ok || public == nil || public.N == nil {
 		return nil, fmt.Errorf("%w: the RSA key has no modulus", ErrKeyUnsuitable)
 	}
-	if bits := public.N.BitLen(); bits < minRSABits || bits > maxRSABits {
-		return nil, fmt.Errorf("%w: the RSA key has %d bits; use one of %d to %d", ErrKeyUnsuitable, bits, minRSABits, maxRSABits)
+	if bits := public.N.BitLen(); bits < MinRSABits || bits > MaxRSABits {
+		return nil, fmt.Errorf("%w: the RSA key has %d bits; use one of %d to %d", ErrKeyUnsuitable, bits, MinRSABits, MaxRSABits)
 	}
 	if public.N.Sign() < 0 || public.N.Bit(0) == 0 {
 		return nil, fmt.Errorf("%w: the RSA modulus is even or negative, so it is not a product of two large primes; get the key again from the client", ErrKeyUnsuitable)

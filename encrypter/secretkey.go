@@ -9,9 +9,13 @@ import (
 	"unicode/utf8"
 )
 
-// SecretKey is a symmetric key that a client shares with the issuer. Its bytes
-// do not show in logs, formatted text or JSON, whatever the verb: they take no
-// guess at a weak client secret to be tried off line.
+// SecretKey is a symmetric key that a client shares with the issuer. Given to
+// fmt, slog or encoding/json, whatever the verb, or in a value given to them, its
+// bytes do not show: with them, guesses at a weak client secret could be tried
+// off line.
+//
+// One thing these methods cannot do: fmt does not call them for what is below
+// an unexported struct field, and prints the bytes. Keep none in such a field.
 type SecretKey []byte
 
 // redacted is what shows in the place of a secret key. It does not tell the

@@ -84,7 +84,10 @@ func TestSecretKeyDoesNotShow(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "% x", "%d", "%o", "%b", "%c", "%U", "%08b"} {
 		for name, value := range map[string]any{
 			"key": key, "pointer": &key, "config": cfg, "pointer to config": &cfg, "slice": []SecretKey{key},
-			"recipient": recipient, "recipient for dir": dir,
+			"recipient": recipient, "recipient for dir": dir, "recipient by value": *recipient, "recipient for dir by value": *dir,
+			// fmt calls no method of what is in an unexported field.
+			"recipient in an unexported field": struct{ r *Recipient }{recipient}, "recipient by value in an unexported field": struct{ r Recipient }{*recipient},
+			"recipient for dir in an unexported field": struct{ r Recipient }{*dir}, "recipients in an unexported field": struct{ r []Recipient }{[]Recipient{*recipient, *dir}},
 		} {
 			shown[name+" "+verb] = fmt.Sprintf(verb, value)
 		}

@@ -17,6 +17,8 @@ func bareClientKey(reg *registry.Registration) *bullav1.ClientKey {
 		Revision:  formatRevision(reg.Revision),
 		CreatedAt: timestamp(reg.CreatedAt),
 		UpdatedAt: timestamp(reg.UpdatedAt),
+		Legacy:    reg.Legacy,
+		X5T:       reg.X5T,
 	}
 	for _, s := range reg.Settings {
 		key.Settings = append(key.Settings, responseSetting(s))

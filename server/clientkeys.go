@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -46,7 +47,7 @@ type clientKeyService struct {
 	store   registry.Store
 	keys    ClientKeys
 	secrets Secrets
-	// generating holds a token for each key pair that is being made.
+	// generating holds a token for each RSA key pair that is being made.
 	generating chan struct{}
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.
 	checkURI func(uri string) error
@@ -107,17 +108,20 @@ func (s *clientKeyService) register(ctx context.Context, e *entry, w *wish) (*re
 		return nil, err
 	}
 	decision, err := registry.Decide(current, want, w.revision)
+	if errors.Is(err, registry.ErrExists) || decision.Change == registry.Unchanged {
+		if failed := e.recordGuess(ctx, w, current, err); failed != nil {
+			return nil, failed
+		}
+	}
 	if err != nil {
-		return nil, errors.Join(err, e.recordGuess(ctx, w, err))
+		return nil, err
 	}
 	if decision.Change == registry.Unchanged {
 		s.keep(ctx, current)
 		return current, nil
 	}
-	for _, permission := range w.permissions(decision.Change) {
-		if err := e.allow(ctx, permission); err != nil {
-			return nil, err
-		}
+	if err := e.allowChange(ctx, w, decision.Change); err != nil {
+		return nil, err
 	}
 	status, err := s.keys.Check(ctx, &decision.Record)
 	if errors.Is(err, keycache.ErrUnavailable) && w.allowUnfetched {
@@ -127,6 +131,16 @@ func (s *clientKeyService) register(ctx context.Context, e *entry, w *wish) (*re
 		return nil, err
 	}
 	return s.change(ctx, e, current, decision, status)
+}
+
+// allowChange asks for the permissions that a change takes.
+func (e *entry) allowChange(ctx context.Context, w *wish, change registry.Change) error {
+	for _, permission := range w.permissions(change) {
+		if err := e.allow(ctx, permission); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // current is the stored record of the client, tombstones included, and what
@@ -157,6 +171,7 @@ func (s *clientKeyService) change(ctx context.Context, e *entry, before *registr
 	event := e.event
 	event.Outcome, event.Revision = audit.Changed, d.Expect+1
 	event.NewThumbprint, event.KeySource = thumbprints(&d.Record, status), keySource(&d.Record)
+	event.Settings = settingsOf(&d.Record)
 	if before != nil && !before.Deleted && !before.Tampered {
 		old, err := s.inUse(ctx, before)
 		if err != nil {
@@ -214,6 +229,25 @@ func thumbprints(reg *registry.Registration, status *keycache.Status) string {
 	return strings.Join(list, ",")
 }
 
+// settingsOf says how tokens are made for a client, for the record.
+func settingsOf(reg *registry.Registration) string {
+	var list []string
+	for _, s := range reg.Settings {
+		text := string(s.Kind) + "=" + cmp.Or(s.SigningAlgorithm, "default")
+		if s.EncryptionAlgorithm != "" {
+			text += "/" + s.EncryptionAlgorithm + "/" + s.ContentEncryption
+		}
+		list = append(list, text)
+	}
+	if reg.Legacy {
+		list = append(list, "legacy")
+	}
+	if reg.X5T {
+		list = append(list, "x5t")
+	}
+	return strings.Join(list, ",")
+}
+
 // keySource is where a client's keys come from, for the record.
 func keySource(reg *registry.Registration) string {
 	var list []string
@@ -259,6 +293,9 @@ func (s *clientKeyService) GetClientKey(ctx context.Context, req *bullav1.GetCli
 const (
 	defaultPage = 100
 	maxPage     = 1000
+	// pagePatience is how long a page goes on: large key sets that nobody has
+	// looked at yet take a while to read.
+	pagePatience = 500 * time.Millisecond
 )
 
 func (s *clientKeyService) ListClientKeys(ctx context.Context, req *bullav1.ListClientKeysRequest) (*bullav1.ListClientKeysResponse, error) {
@@ -293,7 +330,13 @@ func (s *clientKeyService) ListClientKeys(ctx context.Context, req *bullav1.List
 		return nil, err
 	}
 	res := &bullav1.ListClientKeysResponse{}
-	for _, reg := range page {
+	more := len(page) == size
+	for i, began := 0, time.Now(); i < len(page); i++ {
+		reg := page[i]
+		if i > 0 && time.Since(began) > pagePatience {
+			page, more = page[:i], true
+			break
+		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -305,9 +348,9 @@ func (s *clientKeyService) ListClientKeys(ctx context.Context, req *bullav1.List
 			res.ClientKeys = append(res.ClientKeys, clientKey(reg, status))
 		}
 	}
-	if len(page) == size {
+	if more {
 		// A name that the caller may read, for the token tells it.
-		res.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(page[size-1].ClientID))
+		res.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(page[len(page)-1].ClientID))
 	}
 	return res, nil
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -317,6 +318,9 @@ func TestAnEqualSecretChangesNothingAndAGuessIsOnRecord(t *testing.T) {
 	if again.GetRevision() != first.GetRevision() {
 		t.Errorf("the same secret made revision %s of %s", again.GetRevision(), first.GetRevision())
 	}
+	if last := record.events[len(record.events)-1]; last.Outcome != audit.Unchanged || last.Revision != 1 {
+		t.Errorf("the last line on record is %+v, want that a secret was repeated", last)
+	}
 	_, err := s.RegisterClientKey(as(t, registrar), want("a secret of some length: 0002", ""))
 	wantReason(t, "another secret without a revision", err, "CLIENT_ALREADY_REGISTERED")
 	if last := record.events[len(record.events)-1]; last.Outcome != audit.Failed || last.Reason != "CLIENT_ALREADY_REGISTERED" {
@@ -345,5 +349,67 @@ func TestPermissionsOfAChange(t *testing.T) {
 		if got := w.permissions(tc.change); !slices.Equal(got, tc.want) {
 			t.Errorf("generated %v, change %d: got %v, want %v", tc.generated, tc.change, got, tc.want)
 		}
+	}
+}
+
+// Nobody learns whether a guess is right while nothing can be put on record.
+func TestNoGuessIsAnsweredUnseen(t *testing.T) {
+	s, record, _ := newClientKeys(t)
+	req := func(secret string) *bullav1.RegisterClientKeyRequest {
+		return &bullav1.RegisterClientKeyRequest{
+			ClientId: "app", KeySource: &bullav1.RegisterClientKeyRequest_ClientSecret{ClientSecret: secret},
+			Settings: []*bullav1.ResponseSetting{{TokenKind: bullav1.TokenKind_TOKEN_KIND_ID_TOKEN, EncryptionAlgorithm: "A256KW"}},
+		}
+	}
+	register(t, s, req("a secret of some length: 0001"))
+	record.err = audit.ErrUnavailable
+	for _, guess := range []string{"a secret of some length: 0001", "a secret of some length: 0002"} {
+		_, err := s.RegisterClientKey(as(t, creator), req(guess))
+		wantReason(t, "a guess without a record", err, "AUDIT_UNAVAILABLE")
+	}
+}
+
+func TestWhatASettingLeavesOutComesFromTheMetadata(t *testing.T) {
+	base := []registry.Setting{
+		{Kind: "ID_TOKEN", SigningAlgorithm: "HS256", EncryptionAlgorithm: "A256KW", ContentEncryption: "A256GCM"},
+		{Kind: "USERINFO", SigningAlgorithm: "ES256"},
+	}
+	for _, tc := range []struct{ own, want registry.Setting }{
+		{registry.Setting{Kind: "ID_TOKEN"}, base[0]},
+		{registry.Setting{Kind: "ID_TOKEN", EncryptionAlgorithm: "dir"}, registry.Setting{Kind: "ID_TOKEN", SigningAlgorithm: "HS256", EncryptionAlgorithm: "dir"}},
+		{registry.Setting{Kind: "ID_TOKEN", SigningAlgorithm: "HS512"}, registry.Setting{Kind: "ID_TOKEN", SigningAlgorithm: "HS512", EncryptionAlgorithm: "A256KW", ContentEncryption: "A256GCM"}},
+		{registry.Setting{Kind: "ID_TOKEN", KeyID: "k"}, registry.Setting{Kind: "ID_TOKEN", SigningAlgorithm: "HS256", EncryptionAlgorithm: "A256KW", ContentEncryption: "A256GCM", KeyID: "k"}},
+	} {
+		got := overlay(base, []registry.Setting{tc.own})
+		if want := []registry.Setting{tc.want, base[1]}; !slices.Equal(got, want) {
+			t.Errorf("%+v over the metadata: got %+v, want %+v", tc.own, got, want)
+		}
+	}
+}
+
+// A key that would not be registered is not made.
+func TestNoKeyIsMadeForNothing(t *testing.T) {
+	s, _, _ := newClientKeys(t)
+	register(t, s, registration("app", "{}", ""))
+	s.generating <- struct{}{} // somebody makes a key: whoever comes to make one waits
+	for what, req := range map[string]*bullav1.GenerateClientKeyRequest{
+		"CLIENT_ALREADY_REGISTERED": {ClientId: "app"}, "REVISION_MISMATCH": {ClientId: "app", Revision: "7"}, "InvalidArgument": {ClientId: "other"},
+	} {
+		if what != "InvalidArgument" {
+			req.Settings = []*bullav1.ResponseSetting{{TokenKind: bullav1.TokenKind_TOKEN_KIND_ID_TOKEN, EncryptionAlgorithm: "RSA-OAEP"}}
+		}
+		req.KeySpec = &bullav1.GenerateClientKeyRequest_RsaBits{RsaBits: 4096}
+		ctx, cancel := context.WithTimeout(as(t, registrar), time.Minute)
+		_, err := s.GenerateClientKey(ctx, req)
+		cancel()
+		wantReason(t, "generate", err, what)
+	}
+	// One on a curve costs nothing, and waits for nobody.
+	_, err := s.GenerateClientKey(as(t, registrar), &bullav1.GenerateClientKeyRequest{
+		ClientId: "curve", KeySpec: &bullav1.GenerateClientKeyRequest_Curve{Curve: "X25519"},
+		Settings: []*bullav1.ResponseSetting{{TokenKind: bullav1.TokenKind_TOKEN_KIND_ID_TOKEN, EncryptionAlgorithm: "ECDH-ES"}},
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

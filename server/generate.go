@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
@@ -44,6 +45,9 @@ func (s *clientKeyService) GenerateClientKey(ctx context.Context, req *bullav1.G
 			return nil, err
 		}
 	}
+	if err := s.mayGenerate(ctx, e, w); err != nil {
+		return nil, err
+	}
 	public, private, err := s.generate(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -62,12 +66,31 @@ func (s *clientKeyService) GenerateClientKey(ctx context.Context, req *bullav1.G
 	return &bullav1.GenerateClientKeyResponse{ClientKey: clientKey(stored, status), PrivateJwk: private}, nil
 }
 
-// maxGenerating is how many key pairs are made at once: a large RSA key takes
+// mayGenerate looks whether the key that is to be made would be registered: it
+// costs too much to be made for nothing.
+func (s *clientKeyService) mayGenerate(ctx context.Context, e *entry, w *wish) error {
+	current, err := s.current(ctx, e)
+	if err != nil && !errors.Is(err, registry.ErrNotFound) {
+		return err
+	}
+	want := w.record
+	want.Source = registry.Source{JWKS: []byte("{}"), Generated: true} // stands for the key
+	decision, err := registry.Decide(current, want, w.revision)
+	if err != nil {
+		return err
+	}
+	return e.allowChange(ctx, w, decision.Change)
+}
+
+// maxGenerating is how many RSA key pairs are made at once: a large one takes
 // seconds, and tokens are not to wait for it.
 const maxGenerating = 1
 
-// generate makes a key pair when it is its turn.
+// generate makes a key pair, of RSA when it is its turn.
 func (s *clientKeyService) generate(ctx context.Context, spec jwks.KeySpec) (public, private []byte, err error) {
+	if spec.RSABits == 0 {
+		return jwks.Generate(spec)
+	}
 	select {
 	case s.generating <- struct{}{}:
 		defer func() { <-s.generating }()

@@ -12,11 +12,20 @@ import (
 	"time"
 
 	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/signer/keyring"
 )
+
+// PublicKeys knows what the issuers publish: keyring.Keyring.
+type PublicKeys interface {
+	PublicKeys(issuer string) (keyring.PublicKeys, error)
+}
 
 // JWKSHandler serves /jwks/{issuer} to verifiers: the public keys of an issuer,
 // with how long they may be cached. It serves nothing else, and needs no HSM.
-func JWKSHandler(issuers *issuer.Directory, keys SigningKeys, maxAge func(issuer string) time.Duration) http.Handler {
+//
+// A set that the store could not authenticate yet may be cached by nobody: if
+// it is forged, it has to end when the store can tell.
+func JWKSHandler(issuers *issuer.Directory, keys PublicKeys, maxAge func(issuer string) time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /jwks/{issuer}", func(w http.ResponseWriter, r *http.Request) {
 		found, err := issuers.Find(r.PathValue("issuer"))
@@ -24,7 +33,7 @@ func JWKSHandler(issuers *issuer.Directory, keys SigningKeys, maxAge func(issuer
 			http.Error(w, "no such issuer", http.StatusNotFound)
 			return
 		}
-		doc, etag, _, err := keys.JWKS(found.Name())
+		set, err := keys.PublicKeys(found.Name())
 		if err != nil {
 			// An empty set that verifiers cache would outlive the trouble: a first
 			// start whose HSM is down knows its rings, and no key in them.
@@ -34,10 +43,13 @@ func JWKSHandler(issuers *issuer.Directory, keys SigningKeys, maxAge func(issuer
 		}
 		h := w.Header()
 		h.Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(maxAge(found.Name()).Seconds())))
+		if set.Unverified {
+			h.Set("Cache-Control", "no-store")
+		}
 		h.Set("Content-Type", "application/jwk-set+json")
-		h.Set("ETag", etag)
+		h.Set("ETag", set.ETag)
 		h.Set("X-Content-Type-Options", "nosniff")
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(doc))
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(set.JWKS))
 	})
 	return mux
 }

@@ -11,12 +11,19 @@ import (
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/signer"
+	"github.com/bulla-project/bulla/signer/keyring"
 )
 
-type oneKey struct{ noKeys }
+// published is what an issuer publishes.
+type published struct {
+	set keyring.PublicKeys
+	err error
+}
 
-func (oneKey) JWKS(string) ([]byte, string, time.Time, error) {
-	return []byte(`{"keys":[{}]}`), `"tag"`, time.Time{}, nil
+func (p published) PublicKeys(string) (keyring.PublicKeys, error) { return p.set, p.err }
+
+func oneKey() published {
+	return published{set: keyring.PublicKeys{JWKS: []byte(`{"keys":[{}]}`), ETag: `"tag"`}}
 }
 
 func oneIssuer(t *testing.T) *issuer.Directory {
@@ -43,7 +50,7 @@ func ask(t *testing.T, h http.Handler, method, path, ifNoneMatch string) *httpte
 }
 
 func TestVerifiersGetTheKeySet(t *testing.T) {
-	h := JWKSHandler(oneIssuer(t), oneKey{}, func(string) time.Duration { return 10 * time.Minute })
+	h := JWKSHandler(oneIssuer(t), oneKey(), func(string) time.Duration { return 10 * time.Minute })
 	res := ask(t, h, http.MethodGet, "/jwks/main", "")
 	if res.Code != http.StatusOK || res.Body.String() != `{"keys":[{}]}` || res.Header().Get("Content-Type") != "application/jwk-set+json" {
 		t.Errorf("got %d %q %v", res.Code, res.Body, res.Header())
@@ -65,10 +72,21 @@ func TestVerifiersGetTheKeySet(t *testing.T) {
 }
 
 func TestAKeySetThatIsNotKnownIsNotCached(t *testing.T) {
-	h := JWKSHandler(oneIssuer(t), noKeys{}, func(string) time.Duration { return time.Hour })
+	h := JWKSHandler(oneIssuer(t), published{err: keyring.ErrNotOpen}, func(string) time.Duration { return time.Hour })
 	res := ask(t, h, http.MethodGet, "/jwks/main", "")
 	if res.Code != http.StatusServiceUnavailable || res.Header().Get("Cache-Control") != "" {
 		t.Errorf("got %d %v, want 503 that nobody caches", res.Code, res.Header())
+	}
+}
+
+// Else a forged set would outlive the time in which it cannot be told.
+func TestAKeySetThatIsNotVerifiedIsNotCached(t *testing.T) {
+	keys := oneKey()
+	keys.set.Unverified = true
+	h := JWKSHandler(oneIssuer(t), keys, func(string) time.Duration { return time.Hour })
+	res := ask(t, h, http.MethodGet, "/jwks/main", "")
+	if res.Code != http.StatusOK || res.Header().Get("Cache-Control") != "no-store" || res.Body.String() != `{"keys":[{}]}` {
+		t.Errorf("got %d %v %q, want the keys, to be kept by nobody", res.Code, res.Header(), res.Body)
 	}
 }
 

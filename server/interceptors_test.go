@@ -51,13 +51,16 @@ func (noKeys) Healthy(string) (bool, string)          { return false, "no key" }
 type auditor struct {
 	mu     sync.Mutex // guards events
 	events []audit.Event
+	err    error // what Record answers
 }
 
 func (a *auditor) Record(_ context.Context, e audit.Event) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.events = append(a.events, e)
-	return nil
+	if a.err == nil {
+		a.events = append(a.events, e)
+	}
+	return a.err
 }
 
 type observer struct {

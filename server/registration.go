@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ type wish struct {
 	// caller.
 	generated      bool
 	allowUnfetched bool
+	// rs256ByDefault has the kinds of token that client metadata leave to be
+	// signed with the standard's default.
+	rs256ByDefault []registry.TokenKind
 	// warnings are what the caller should know of how the request was read.
 	warnings []string
 }
@@ -79,15 +83,19 @@ func (s *clientKeyService) sealed(ctx context.Context, current *registry.Registr
 	return s.secrets.Seal(ctx, w.record.Issuer, w.record.ClientID, material, w.expires)
 }
 
-// recordGuess puts on record that somebody named another secret than a client
-// has. Who may create clients can ask so whether a guess is right: that must not
-// go unseen.
-func (e *entry) recordGuess(ctx context.Context, w *wish, cause error) error {
-	if w.secret == "" || !errors.Is(cause, registry.ErrExists) {
+// recordGuess puts on record that a secret was held against the one that a
+// client has, which changed nothing. A registration may be repeated, so that
+// whoever may create clients can ask whether a guess is right: neither answer
+// goes unseen, and none is given that cannot be recorded.
+func (e *entry) recordGuess(ctx context.Context, w *wish, current *registry.Registration, decided error) error {
+	if w.secret == "" || current.Source.Secret == nil {
 		return nil
 	}
 	event := e.event
-	event.Outcome, event.Reason, event.KeySource = audit.Failed, Reason(cause), "client_secret"
+	event.KeySource, event.Revision, event.Outcome = keySource(current), current.Revision, audit.Unchanged
+	if decided != nil {
+		event.Outcome, event.Reason = audit.Failed, Reason(decided)
+	}
 	return e.auditor.Record(ctx, event)
 }
 
@@ -109,6 +117,7 @@ func (s *clientKeyService) wish(e *entry, req *bullav1.RegisterClientKeyRequest)
 		return nil, err
 	}
 	w.record.Settings = overlay(w.record.Settings, own)
+	w.signByDefault(e.issuer)
 	c.needKeys(w)
 	if err := c.err(); err != nil {
 		return nil, err
@@ -164,11 +173,11 @@ func (s *clientKeyService) readMetadata(c *checker, e *entry, w *wish, text []by
 	}
 	source := &w.record.Source
 	source.JWKS, source.JWKSURI = bytes.Clone(client.JWKS), client.JWKSURI
-	w.secret, w.expires = client.Secret, client.SecretExpiresAt
+	w.secret, w.expires = client.Secret(), client.SecretExpiresAt
 	w.warnings = append(w.warnings, client.Warnings...)
-	w.record.Settings = client.Settings
-	for _, kind := range client.RS256ByDefault {
-		w.defaultSigning(e.issuer, kind)
+	w.record.Settings, w.rs256ByDefault = client.Settings, client.RS256ByDefault
+	if !w.expires.IsZero() && !w.expires.After(time.Now()) {
+		c.wrong("client_metadata.client_secret_expires_at", "is in the past: give the client a new secret")
 	}
 	if source.JWKSURI != "" {
 		return s.checkURI(source.JWKSURI)
@@ -176,18 +185,22 @@ func (s *clientKeyService) readMetadata(c *checker, e *entry, w *wish, text []by
 	return nil
 }
 
-// defaultSigning fills in the algorithm of a kind of token where the metadata
-// names none: RS256 (OpenID Connect Dynamic Client Registration 1.0, section
-// 2), unless the issuer has no such key.
-func (w *wish) defaultSigning(i *issuer.Issuer, kind registry.TokenKind) {
+// signByDefault fills in the algorithm of the kinds of token for which neither
+// the metadata nor the request names one: RS256 (OpenID Connect Dynamic Client
+// Registration 1.0, section 2), unless the issuer has no such key.
+func (w *wish) signByDefault(i *issuer.Issuer) {
 	alg := kms.RS256
 	if i.CheckSigning(alg) != nil {
 		alg = i.DefaultAlgorithm()
-		w.warnings = append(w.warnings, fmt.Sprintf("%s: the metadata names no signing algorithm, which means RS256; this issuer does not sign with it, so the client gets %s: tell the client, or register the algorithm", kind, alg))
 	}
 	for n := range w.record.Settings {
-		if setting := &w.record.Settings[n]; setting.Kind == kind && setting.SigningAlgorithm == "" {
-			setting.SigningAlgorithm = string(alg)
+		setting := &w.record.Settings[n]
+		if setting.SigningAlgorithm != "" || !slices.Contains(w.rs256ByDefault, setting.Kind) {
+			continue
+		}
+		setting.SigningAlgorithm = string(alg)
+		if alg != kms.RS256 {
+			w.warnings = append(w.warnings, fmt.Sprintf("%s: the metadata names no signing algorithm, which means RS256; this issuer does not sign with it, so the client gets %s: tell the client, or register the algorithm", setting.Kind, alg))
 		}
 	}
 }
@@ -219,14 +232,23 @@ func readSettings(c *checker, settings []*bullav1.ResponseSetting) ([]registry.S
 	return list, nil
 }
 
-// overlay returns the settings of the metadata with those of the request in
-// their place: what the caller says itself counts.
+// overlay returns the settings of the request, and where these leave something
+// out what the metadata says.
 func overlay(base, own []registry.Setting) []registry.Setting {
-	list := own
+	list := slices.Clone(own)
 	for _, b := range base {
-		if !slices.ContainsFunc(own, func(o registry.Setting) bool { return o.Kind == b.Kind }) {
+		i := slices.IndexFunc(own, func(o registry.Setting) bool { return o.Kind == b.Kind })
+		if i < 0 {
 			list = append(list, b)
+			continue
 		}
+		o := &list[i]
+		o.SigningAlgorithm = cmp.Or(o.SigningAlgorithm, b.SigningAlgorithm)
+		if o.EncryptionAlgorithm == "" || o.EncryptionAlgorithm == b.EncryptionAlgorithm {
+			o.ContentEncryption = cmp.Or(o.ContentEncryption, b.ContentEncryption)
+		}
+		o.EncryptionAlgorithm = cmp.Or(o.EncryptionAlgorithm, b.EncryptionAlgorithm)
+		o.KeyID = cmp.Or(o.KeyID, b.KeyID)
 	}
 	return list
 }

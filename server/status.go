@@ -60,6 +60,7 @@ var table = []row{
 	{signer.ErrSecretTooShort, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
 	{signer.ErrClaims, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_CLAIMS_INVALID, ""},
 	{seal.ErrSignedOnly, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
+	{seal.ErrAudience, codes.PermissionDenied, bullav1.ErrorReason_ERROR_REASON_CLAIMS_NOT_ALLOWED, ""},
 	{seal.ErrEncryptionRequired, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_ENCRYPTION_REQUIRED, ""},
 
 	{fetch.ErrURI, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_URI_REJECTED, ""},

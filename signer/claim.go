@@ -96,5 +96,15 @@ var claimsByName = func() map[string]claim {
 
 func (c claim) name() string { return claimTable[c].name }
 
+// judged reports whether the value of a claim is looked at in tokens of every
+// kind. Those that are not matter only to kinds whose row speaks of them.
+func (c claim) judged() bool {
+	switch c {
+	case claimCode, claimError, claimAccessToken, claimIDToken:
+		return false
+	}
+	return true
+}
+
 // field is the claim's place in a Violation.
 func (c claim) field() string { return "claims." + c.name() }

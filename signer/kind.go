@@ -57,6 +57,9 @@ type rules struct {
 	forbidden []claim
 	// clientBound kinds are made for one client, which aud must name.
 	clientBound bool
+	// shared lets aud of a client-bound kind name others beside the client. azp
+	// then says which of them the token was issued to, and is filled in.
+	shared bool
 	// expires says whether the kind has an exp, and with it a lifetime.
 	expires bool
 	// lifetime is counted from iat if the request names neither a lifetime nor
@@ -101,6 +104,18 @@ const (
 
 // kinds is the table. A new kind of token is a new row.
 //
+// A token is encrypted to its client, but the client gets a signed JWT out of it
+// that it can show to whom it likes, the other clients of the issuer among them,
+// and aud is all that those go by: a client that aud names would take a token for
+// its own that another client had asked for. So aud names the client and nobody
+// else. Only ID tokens may have other audiences (OpenID Connect Core 1.0, section
+// 2), and only because a client can tell by azp that such a token was issued to
+// another (section 3.1.3.7, number 5). Since not every client looks, the Payload
+// lists them too, for those who know for which clients the caller may issue. The
+// other kinds have no claim that a client would look for. Access tokens are not
+// bound to a client: their audiences are resource servers, and client_id names the
+// client.
+//
 // All kinds of an issuer are signed with the same keys, and some verifiers look
 // at no more than the standard of their own kind tells them to, which often is
 // not the typ. So each kind lacks, for certain, something that the verifiers of
@@ -127,6 +142,7 @@ var kinds = map[TokenKind]rules{
 		required:    []claim{claimSUB},
 		forbidden:   []claim{claimEvents, claimTokenIntrospection, claimCode, claimError, claimAccessToken, claimIDToken},
 		clientBound: true,
+		shared:      true,
 		expires:     true,
 		hashes:      true,
 		maxSub:      maxSub,
@@ -162,6 +178,7 @@ var kinds = map[TokenKind]rules{
 		required:    []claim{claimTokenIntrospection},
 		forbidden:   []claim{claimSUB, claimEXP, claimEvents},
 		clientBound: true,
+		check:       checkIntrospection,
 	},
 	AccessToken: {
 		typ:       "at+jwt",

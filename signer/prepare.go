@@ -77,6 +77,8 @@ type preparation struct {
 	hashes [claimCount]string
 	// id is the token's jti.
 	id string
+	// others are the audiences beside the client, of a kind that may have them.
+	others []string
 }
 
 // good reports whether a claim is present and has the right form.
@@ -146,12 +148,12 @@ func (p *preparation) checkEither() {
 }
 
 // checkSpelling refuses members whose names differ only in upper and lower case
-// from those that the kind's row speaks of. To RFC 7519, section 4, they are
-// other claims; to a reader that folds case they are the same, so that what is
-// forbidden would come in, and what was checked would be replaced.
+// from those that are judged here, in any kind or by the kind's row. To RFC 7519,
+// section 4, they are other claims; to a reader that folds case they are the same,
+// so that what is forbidden would come in, and what was checked would be replaced.
 func (p *preparation) checkSpelling() {
 	for c, folded := range p.claims.folded {
-		if c := claim(c); folded && p.rules.speaksOf(c) {
+		if c := claim(c); folded && (c.judged() || p.rules.speaksOf(c)) {
 			p.wrongClaim(c, "is there by a name that differs in upper and lower case, which some readers take for the same: rename that member, or leave it out")
 		}
 	}
@@ -170,20 +172,36 @@ func (p *preparation) checkParties() {
 			p.wrong.add("client_id", "is missing: a token of kind "+string(p.req.Kind)+" is made for one client")
 			return
 		}
-		if p.good(claimAUD) {
-			if list, _, err := p.claims.texts(claimAUD); err != nil || !slices.Contains(list, p.req.ClientID) {
-				p.wrongClaim(claimAUD, "does not name the client the token is for: leave it out to have it filled in, or include the request's client_id")
-			}
-		}
-		// Other audiences may stand beside the client, but the party the
-		// token is issued to is the one it is encrypted to: a client that
-		// finds another in azp must refuse the token (OpenID Connect Core
-		// 1.0, section 3.1.3.7).
+		p.checkAudience()
+		// The party the token is issued to is the one it is encrypted to: a
+		// client that finds another in azp must refuse the token (OpenID
+		// Connect Core 1.0, section 3.1.3.7).
 		p.checkIsClient(claimAZP)
 	}
 	p.checkIsClient(claimClientID)
 	if !validText(p.req.ClientID) {
 		p.wrong.add("client_id", "is not valid UTF-8")
+	}
+}
+
+// checkAudience wants aud to name the client, and beside it others only if the
+// kind may have them.
+func (p *preparation) checkAudience() {
+	if !p.good(claimAUD) {
+		return
+	}
+	list, _, err := p.claims.texts(claimAUD)
+	switch {
+	case err != nil || !slices.Contains(list, p.req.ClientID):
+		p.wrongClaim(claimAUD, "does not name the client the token is for: leave it out to have it filled in, or include the request's client_id")
+	case p.rules.shared:
+		for _, audience := range list {
+			if audience != p.req.ClientID {
+				p.others = append(p.others, audience)
+			}
+		}
+	case len(list) > 1:
+		p.wrongClaim(claimAUD, "names more than the client: a token of kind "+string(p.req.Kind)+" is for the request's client_id alone")
 	}
 }
 
@@ -322,7 +340,7 @@ func (p *preparation) checkID() {
 // caller's own members stay as they are, before the added ones.
 func (p *preparation) complete() (*Payload, error) {
 	object := p.claims.object
-	out := make([]byte, 0, len(object)+len(p.req.Issuer.URL)+len(p.req.ClientID)+maxFilled)
+	out := make([]byte, 0, len(object)+len(p.req.Issuer.URL)+2*len(p.req.ClientID)+maxFilled)
 	out = append(out, object[:len(object)-1]...)
 	first := p.claims.empty
 	member := func(c claim) {
@@ -371,6 +389,11 @@ func (p *preparation) complete() (*Payload, error) {
 			return nil, err
 		}
 	}
+	if len(p.others) > 0 && !p.claims.has(claimAZP) {
+		if err := text(claimAZP, p.req.ClientID); err != nil {
+			return nil, err
+		}
+	}
 	for _, c := range hashClaims {
 		if p.hashes[c] != "" && !p.claims.has(c) {
 			if err := text(c, p.hashes[c]); err != nil {
@@ -379,7 +402,7 @@ func (p *preparation) complete() (*Payload, error) {
 		}
 	}
 	out = append(out, '}')
-	payload := &Payload{kind: p.req.Kind, algorithm: p.alg, json: out, id: p.id}
+	payload := &Payload{kind: p.req.Kind, algorithm: p.alg, json: out, id: p.id, others: p.others}
 	if p.rules.expires {
 		payload.expires = time.Unix(p.exp, 0).UTC()
 	}
@@ -387,5 +410,6 @@ func (p *preparation) complete() (*Payload, error) {
 }
 
 // maxFilled is room for the names and punctuation of all filled members, two
-// times, a jti, the event of a logout token and three hash claims. A guess too low costs one allocation.
+// times, a jti, the event of a logout token and three hash claims. A guess too low
+// costs one allocation.
 const maxFilled = 256

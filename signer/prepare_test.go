@@ -75,8 +75,16 @@ func TestAbsentClaimsAreFilledInAfterTheCallersOwn(t *testing.T) {
 		{"id token", request(IDToken, `{"sub":"a"}`),
 			`{"sub":"a","iss":"` + testISS + `","aud":"` + testClient + `","iat":` + sec(0) + `,"exp":` + sec(300) + `}`},
 		{"id token with everything given",
-			request(IDToken, `{"exp":`+sec(60)+`,"iat":`+sec(-1)+`,"aud":["x","`+testClient+`"],"iss":"`+testISS+`","sub":"a"}`),
-			`{"exp":` + sec(60) + `,"iat":` + sec(-1) + `,"aud":["x","` + testClient + `"],"iss":"` + testISS + `","sub":"a"}`},
+			request(IDToken, `{"exp":`+sec(60)+`,"iat":`+sec(-1)+`,"aud":["x","`+testClient+`"],"iss":"`+testISS+`","sub":"a","azp":"`+testClient+`"}`),
+			`{"exp":` + sec(60) + `,"iat":` + sec(-1) + `,"aud":["x","` + testClient + `"],"iss":"` + testISS + `","sub":"a","azp":"` + testClient + `"}`},
+		{"id token for others too", request(IDToken, `{"sub":"a","aud":["`+testClient+`","x"]}`),
+			`{"sub":"a","aud":["` + testClient + `","x"],"iss":"` + testISS + `","iat":` + sec(0) + `,"exp":` + sec(300) + `,"azp":"` + testClient + `"}`},
+		{"id token for the client in an array", request(IDToken, `{"sub":"a","aud":["`+testClient+`","`+testClient+`"]}`),
+			`{"sub":"a","aud":["` + testClient + `","` + testClient + `"],"iss":"` + testISS + `","iat":` + sec(0) + `,"exp":` + sec(300) + `}`},
+		{"userinfo for the client in an array", request(UserInfo, `{"sub":"a","aud":["`+testClient+`"]}`),
+			`{"sub":"a","aud":["` + testClient + `"],"iss":"` + testISS + `"}`},
+		{"access token for several resource servers", request(AccessToken, `{"sub":"a","aud":["api","`+testClient+`"],"client_id":"`+testClient+`","jti":"j"}`),
+			`{"sub":"a","aud":["api","` + testClient + `"],"client_id":"` + testClient + `","jti":"j","iss":"` + testISS + `","iat":` + sec(0) + `,"exp":` + sec(300) + `}`},
 		{"exp is counted from a given iat", request(IDToken, `{"sub":"a","iat":`+sec(-30)+`}`),
 			`{"sub":"a","iat":` + sec(-30) + `,"iss":"` + testISS + `","aud":"` + testClient + `","exp":` + sec(270) + `}`},
 		{"userinfo has no times", request(UserInfo, `{"sub":"a","updated_at":1.50}`),
@@ -136,6 +144,29 @@ func TestPayloadTellsExpiryAndID(t *testing.T) {
 	}
 	if ui.Kind() != UserInfo || ui.Algorithm() != kms.RS256 {
 		t.Errorf("payload is %s for %s", ui.Kind(), ui.Algorithm())
+	}
+}
+
+// Whoever else may take the token for its own is told to those who know for whom the
+// caller may issue.
+func TestPayloadTellsTheAudiencesBesideTheClient(t *testing.T) {
+	for _, test := range []struct {
+		kind TokenKind
+		aud  string
+		want []string
+	}{
+		{IDToken, ``, nil},
+		{IDToken, `,"aud":"` + testClient + `"`, nil},
+		{IDToken, `,"aud":["` + testClient + `"]`, nil},
+		{IDToken, `,"aud":["x","` + testClient + `","\u0078y","x"]`, []string{"x", "xy", "x"}},
+		{IDToken, `,"a\u0075d":["` + testClient + `","` + strings.ToUpper(testClient) + `"]`, []string{strings.ToUpper(testClient)}},
+		{UserInfo, `,"aud":["` + testClient + `"]`, nil},
+		{AccessToken, `,"aud":["api","x"],"client_id":"` + testClient + `"`, nil},
+	} {
+		got := mustPrepare(t, request(test.kind, `{"sub":"a"`+test.aud+`}`), kms.ES256).OtherAudiences()
+		if !slices.Equal(got, test.want) || (got == nil) != (test.want == nil) {
+			t.Errorf("%s%s: got %q, want %q", test.kind, test.aud, got, test.want)
+		}
 	}
 }
 
@@ -256,6 +287,12 @@ func TestContradictionsAreRefused(t *testing.T) {
 		{"a number as audience", IDToken, `{"sub":"a","aud":["` + testClient + `",1]}`, nil, []string{"claims.aud"}},
 		{"aud as an object", IDToken, `{"sub":"a","aud":{}}`, nil, []string{"claims.aud"}},
 		{"userinfo for another audience", UserInfo, `{"sub":"a","aud":"other"}`, nil, []string{"claims.aud"}},
+		{"userinfo for another audience too", UserInfo, `{"sub":"a","aud":["` + testClient + `","victim"]}`, nil, []string{"claims.aud"}},
+		{"a logout token for another audience too", LogoutToken, `{"sub":"a","aud":["victim","` + testClient + `"]}`, nil, []string{"claims.aud"}},
+		{"an authorization response for another audience too", AuthorizationResponse, `{"code":"c","aud":["` + testClient + `","victim"]}`, nil, []string{"claims.aud"}},
+		{"an introspection for another audience too", Introspection, `{"token_introspection":{"active":true},"aud":["` + testClient + `","victim"]}`, nil, []string{"claims.aud"}},
+		{"another audience too, with azp", UserInfo, `{"sub":"a","azp":"` + testClient + `","aud":["` + testClient + `","victim"]}`, nil, []string{"claims.aud"}},
+		{"an audience twice", UserInfo, `{"sub":"a","aud":["` + testClient + `","` + testClient + `"]}`, nil, []string{"claims.aud"}},
 		{"issued to another party", IDToken, `{"sub":"a","azp":"other","aud":["other","` + testClient + `"]}`, nil, []string{"claims.azp"}},
 		{"client_id of another", IDToken, `{"sub":"a","client_id":"other"}`, nil, []string{"claims.client_id"}},
 		{"no client", IDToken, `{"sub":"a"}`, func(r *Request) { r.ClientID = "" }, []string{"client_id"}},
@@ -328,11 +365,16 @@ func TestContradictionsAreRefused(t *testing.T) {
 		{"no introspection", Introspection, `{"active":true}`, nil, []string{"claims.token_introspection"}},
 		{"an introspection that is null", Introspection, `{"token_introspection":null}`, nil, []string{"claims.token_introspection"}},
 		{"an introspection that is a list", Introspection, `{"token_introspection":[]}`, nil, []string{"claims.token_introspection"}},
-		{"an introspection beside what belongs inside", Introspection, `{"token_introspection":{},"sub":"a","exp":` + sec(60) + `}`, nil, []string{"claims.sub", "claims.exp"}},
-		{"an introspection with events", Introspection, `{"token_introspection":{},"events":{}}`, nil, []string{"claims.events"}},
+		{"an introspection beside what belongs inside", Introspection, `{"token_introspection":{"active":true},"sub":"a","exp":` + sec(60) + `}`, nil, []string{"claims.sub", "claims.exp"}},
+		{"an introspection without active", Introspection, `{"token_introspection":{"sub":"a"}}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection whose active is text", Introspection, `{"token_introspection":{"active":"true"}}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection whose active is null", Introspection, `{"token_introspection":{"active":null}}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection whose active is inside", Introspection, `{"token_introspection":{"a":{"active":true}}}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection that is active by another case", Introspection, `{"token_introspection":{"active":false,"\u0041ctive":true}}`, nil, []string{"claims.token_introspection"}},
+		{"an introspection with events", Introspection, `{"token_introspection":{"active":false},"events":{}}`, nil, []string{"claims.events"}},
 		{"introspections in others", UserInfo, `{"sub":"a","token_introspection":{}}`, nil, []string{"claims.token_introspection"}},
-		{"lifetime of an introspection", Introspection, `{"token_introspection":{}}`, func(r *Request) { r.Lifetime = ptr(time.Minute) }, []string{"lifetime"}},
-		{"an introspection for nobody", Introspection, `{"token_introspection":{}}`, func(r *Request) { r.ClientID = "" }, []string{"client_id"}},
+		{"lifetime of an introspection", Introspection, `{"token_introspection":{"active":true}}`, func(r *Request) { r.Lifetime = ptr(time.Minute) }, []string{"lifetime"}},
+		{"an introspection for nobody", Introspection, `{"token_introspection":{"active":true}}`, func(r *Request) { r.ClientID = "" }, []string{"client_id"}},
 		{"an authorization code in an ID token", IDToken, `{"sub":"a","code":"c","error":"e","access_token":"t","id_token":"t"}`, nil, []string{"claims.code", "claims.error", "claims.access_token", "claims.id_token"}},
 		{"a hash in a UserInfo response", UserInfo, `{"sub":"a",` + at + `}`, nil, []string{"claims.at_hash"}},
 
@@ -340,6 +382,16 @@ func TestContradictionsAreRefused(t *testing.T) {
 		{"EXP in userinfo", UserInfo, `{"sub":"a","EXP":` + sec(60) + `}`, nil, []string{"claims.exp"}},
 		{"Events in an ID token", IDToken, `{"sub":"a","Events":{}}`, nil, []string{"claims.events"}},
 		{"events with a long s", IDToken, `{"sub":"a","event\u017f":{}}`, nil, []string{"claims.events"}},
+		{"Azp in an ID token", IDToken, `{"sub":"a","Azp":"evil"}`, nil, []string{"claims.azp"}},
+		{"Azp beside azp", IDToken, `{"sub":"a","azp":"` + testClient + `","a\u005ap":"evil"}`, nil, []string{"claims.azp"}},
+		{"Client_ID in UserInfo", UserInfo, `{"sub":"a","Client_ID":"evil"}`, nil, []string{"claims.client_id"}},
+		{"Nbf in an ID token", IDToken, `{"sub":"a","Nbf":` + sec(99999) + `}`, nil, []string{"claims.nbf"}},
+		{"Iat in UserInfo", UserInfo, `{"sub":"a","IAT":1}`, nil, []string{"claims.iat"}},
+		{"hashes in capitals", IDToken, `{"sub":"a","AT_HASH":"x","C_Hash":"x","\u017f_hash":"x"}`, nil, []string{"claims.at_hash", "claims.c_hash", "claims.s_hash"}},
+		{"hashes in capitals where there are none", UserInfo, `{"sub":"a","At_hash":"x"}`, nil, []string{"claims.at_hash"}},
+		{"Aud and Iss", LogoutToken, `{"sub":"a","Aud":"victim","iSS":"x"}`, nil, []string{"claims.iss", "claims.aud"}},
+		{"Jti and Sid", IDToken, `{"sub":"a","Jti":"x","Sid":"x"}`, nil, []string{"claims.jti", "claims.sid"}},
+		{"Nonce in an authorization response", AuthorizationResponse, `{"code":"c","Nonce":"n"}`, nil, []string{"claims.nonce"}},
 		{"a second sub", IDToken, `{"sub":"a","Sub":"b"}`, nil, []string{"claims.sub"}},
 		{"a second exp", AccessToken, `{"sub":"a","aud":"api","client_id":"` + testClient + `","exp":` + sec(60) + `,"Exp":` + sec(99999) + `}`, nil, []string{"claims.exp"}},
 
@@ -392,6 +444,11 @@ func TestBoundsAreInclusive(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { mustPrepare(t, request(IDToken, claims), kms.ES256) })
 	}
+}
+
+// Names that matter to some kinds only are free in the others, in any case.
+func TestNamesThatNobodyJudgesAreFree(t *testing.T) {
+	mustPrepare(t, request(UserInfo, `{"sub":"a","CODE":"c","Error":"e","Email":"a","subject":"b"}`), kms.ES256)
 }
 
 func TestErrorsNeverHoldAValue(t *testing.T) {
@@ -512,6 +569,7 @@ func FuzzPrepare(f *testing.F) {
 		`{"sub":"a","aud":["` + testClient + `"],"exp":` + sec(60) + `,"amr":["pwd"]}`,
 		`{"sub":"a","sub":"b"}`, `{"sub":"a","x":"\ud800"}`, "{\"sub\":\"\xff\"}", `[[[[`, `{"a":{"a":{"a":{}}}}`,
 		`{"s\u0075b":"a","client_id":"` + testClient + `","aud":"x","jti":"j"}`,
+		`{"sub":"a","aud":["` + testClient + `","x"]}`, `{"sub":"a","aud":["` + testClient + `","x"],"azp":"` + testClient + `"}`,
 	} {
 		for i := range 6 {
 			f.Add([]byte(claims), byte(i))
@@ -567,6 +625,11 @@ func missing(kind TokenKind, in map[string]json.RawMessage) (n int) {
 		if _, ok := in[name]; !ok {
 			n++
 		}
+	}
+	var audiences []string
+	if json.Unmarshal(in["aud"], &audiences) == nil && kind == IDToken && in["azp"] == nil &&
+		slices.ContainsFunc(audiences, func(a string) bool { return a != testClient }) {
+		n++
 	}
 	return n
 }

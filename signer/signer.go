@@ -16,8 +16,13 @@
 //   - Nothing is silently replaced. A claim that contradicts the issuer, the
 //     client, the clock or another claim is refused, with every problem of the
 //     request in one answer.
-//   - A token of one kind is of no use as one of another: the table of kinds
-//     says what keeps each apart from the others.
+//   - A token of one kind is of no use as one of another to whoever verifies by
+//     the standards: the table of kinds says what keeps each apart from the
+//     others.
+//   - A token for one client is of no use to another: kinds that are bound to a
+//     client name nobody else in aud. ID tokens may; their azp then names the
+//     client, and Payload.OtherAudiences those for whom the caller must have a
+//     permission too, which is for others to decide.
 //   - No error holds a claim's value, nor anything of a secret.
 //
 // Whether the caller may issue, which key and which algorithm are used, and
@@ -69,6 +74,7 @@ type Payload struct {
 	json      []byte
 	id        string
 	expires   time.Time
+	others    []string
 }
 
 // Kind is the kind of token the payload is for.
@@ -83,6 +89,12 @@ func (p *Payload) JSON() []byte { return p.json }
 
 // ID is the token's jti, empty if it has none.
 func (p *Payload) ID() string { return p.id }
+
+// OtherAudiences are the values of aud beside the client, in their order, for a
+// kind that is bound to a client and may have them: ID tokens. It is nil for all
+// others. The client can hand the signed token to each of them, so whoever asked
+// for it must be allowed to issue for them too. The caller must not change it.
+func (p *Payload) OtherAudiences() []string { return p.others }
 
 // ExpiresAt is the token's exp, zero if it has none.
 func (p *Payload) ExpiresAt() time.Time { return p.expires }

@@ -91,7 +91,7 @@ func certifiedKey(certificate *x509.Certificate) crypto.PublicKey {
 	if public, ok := info.x448(); ok {
 		return public
 	}
-	public, err := x509.ParsePKIXPublicKey(info.der)
+	public, err := x509.ParsePKIXPublicKey(info.DER)
 	if err != nil {
 		return nil
 	}

@@ -91,8 +91,11 @@ func checkSet(t *testing.T, set *jwks.Set, pin string) {
 		if k.Index != i || (k.State == jwks.Usable) != (k.Public != nil) || (k.State == jwks.Usable) != (k.Reason == "") {
 			t.Fatalf("keys[%d] = %+v", i, k)
 		}
-		if (k.X5TS256 == "") != (k.X5T == "") || (k.X5T == "") != k.NotAfter.IsZero() {
+		if (k.X5TS256 == "") != (k.X5T == "") || k.X5T == "" && (!k.NotBefore.IsZero() || !k.NotAfter.IsZero()) {
 			t.Fatalf("keys[%d] has half a certificate: %+v", i, k)
+		}
+		if len(k.KeyID) > 256 || len(k.KeyOps) > 16 || max(len(k.Type), len(k.Curve), len(k.Use), len(k.Algorithm)) > 64 {
+			t.Fatalf("keys[%d] keeps junk: %+v", i, k)
 		}
 		checkMessage(t, k.Reason, 1<<10)
 		for _, w := range k.WarningsAt(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)) {

@@ -253,6 +253,23 @@ for line in sys.stdin:
 	}
 }
 
+// TestKeysAreGeneratedOnEveryCurve of the table of algorithms, and a key that is
+// asked for on another curve is told of them all.
+func TestKeysAreGeneratedOnEveryCurve(t *testing.T) {
+	_, _, refused := jwks.Generate(jwks.KeySpec{Curve: "none"})
+	for _, alg := range encrypter.KeyAlgorithms() {
+		for _, curve := range alg.Curves() {
+			set, _, _ := generated(t, jwks.KeySpec{Curve: curve, Algorithm: string(alg)})
+			if got, err := choose(t, set, jwks.Want{Algorithm: alg}); got != 0 {
+				t.Errorf("%s on %s: %v", alg, curve, err)
+			}
+			if !strings.Contains(refused.Error(), curve) {
+				t.Errorf("%q does not name %s", refused, curve)
+			}
+		}
+	}
+}
+
 func TestKeySpecIsChecked(t *testing.T) {
 	tests := []struct {
 		spec jwks.KeySpec

@@ -17,8 +17,7 @@
 //     every replica, and [Set.Explain] prints the very decision that
 //     [Set.Choose] makes.
 //
-// For a client that has no keys of its own, [Generate] makes a pair, and holds
-// the public half to the same checks.
+// For a client that has no keys of its own, [Generate] makes a pair.
 //
 // The package does no I/O and reads no clock: "x5u" is never followed, and a
 // certificate's dates are judged only against a time that the caller gives.
@@ -62,7 +61,7 @@ type Limits struct {
 	// Default 100.
 	MaxKeys int
 	// MaxRSABits is the longest RSA modulus, in bits. Default 4096. The
-	// shortest is always 2048.
+	// shortest is always encrypter.MinRSABits.
 	MaxRSABits int
 	// MaxDepth is how deep JSON objects and arrays may nest. A JWK Set itself
 	// needs 4. Default 16.
@@ -96,7 +95,7 @@ func (l Limits) withDefaults() Limits {
 type State int
 
 const (
-	// Usable: the key passed all checks.
+	// Usable: the key passed the checks that are made of every key.
 	Usable State = iota
 	// Rejected: the key is malformed, inconsistent or weak.
 	Rejected
@@ -132,7 +131,8 @@ type Key struct {
 	// on its curve; an X25519 or X448 one is not of low order.
 	Public crypto.PublicKey
 
-	// Type and Curve are the members "kty" and "crv".
+	// Type and Curve are the members "kty" and "crv". This and the following
+	// members are left out here if they are too long, which rejects the key.
 	Type, Curve string
 	// KeyID is the member "kid"; empty if the key has none.
 	KeyID string
@@ -149,7 +149,8 @@ type Key struct {
 	// DER, computed here; empty if the key carries no certificate. A Usable
 	// key's certificate is for this very public key.
 	X5TS256, X5T string
-	// NotBefore and NotAfter are the certificate's dates; zero without one.
+	// NotBefore and NotAfter are the certificate's dates; zero without one. A
+	// certificate may have the zero time as a date too.
 	NotBefore, NotAfter time.Time
 
 	// Warnings are remarks for the key's owner: each is one line and none of
@@ -160,6 +161,12 @@ type Key struct {
 	// pem says that the key was not in a JWK Set, which changes how it is
 	// spoken of.
 	pem bool
+
+	// primeModulus tells whether the modulus of a Usable RSA key is a prime,
+	// with which anybody can decrypt; nil for other keys. The answer takes
+	// milliseconds the first time, so only a key that is about to be chosen for
+	// a client that registers is asked.
+	primeModulus func() bool
 }
 
 // CertificateError returns nil if the key has no certificate or if at lies
@@ -167,7 +174,7 @@ type Key struct {
 // misses.
 func (k *Key) CertificateError(at time.Time) error {
 	switch {
-	case k.NotAfter.IsZero():
+	case k.X5TS256 == "":
 		return nil
 	case at.Before(k.NotBefore):
 		return fmt.Errorf("its certificate is not valid before %s: wait, or %s", date(k.NotBefore), k.otherCertificate())
@@ -189,7 +196,7 @@ func (k *Key) WarningsAt(at time.Time) []string {
 	switch {
 	case err != nil:
 		return append(slices.Clone(k.Warnings), err.Error())
-	case !k.NotAfter.IsZero() && left < certificateNotice:
+	case k.X5TS256 != "" && left < certificateNotice:
 		return append(slices.Clone(k.Warnings), fmt.Sprintf("its certificate expires at %s, in %d days: %s",
 			date(k.NotAfter), left/(24*time.Hour), k.otherCertificate()))
 	}

@@ -20,6 +20,7 @@ import (
 
 	jose "github.com/go-jose/go-jose/v4"
 
+	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 )
 
@@ -391,10 +392,43 @@ func TestKidOfTheWrongKindRejectsTheKey(t *testing.T) {
 	if k := set.Keys()[0]; k.State != jwks.Rejected || !strings.Contains(k.Reason, `"kid" is not a string`) {
 		t.Errorf("key is %v: %s", k.State, k.Reason)
 	}
-	set = parse(t, with(rsaJWK(), "kid", strings.Repeat("k", 257)))
-	if k := set.Keys()[0]; k.State != jwks.Rejected || !strings.Contains(k.Reason, "257") {
-		t.Errorf("key is %v: %s", k.State, k.Reason)
+}
+
+// TestNothingLongIsKept: a set stays in memory for as long as its client is in
+// use.
+func TestNothingLongIsKept(t *testing.T) {
+	long := func(n int) string { return strings.Repeat("k", n) }
+	var many []string
+	for i := range 17 {
+		many = append(many, long(i+1))
 	}
+	for _, tt := range []struct {
+		key  jwk
+		want string
+	}{
+		{with(rsaJWK(), "kid", long(257)), `"kid" has 257 bytes, more than the allowed 256`},
+		{with(rsaJWK(), "use", long(65)), `"use" has 65 bytes, more than the allowed 64`},
+		{with(rsaJWK(), "alg", long(100_000)), `"alg" has 100000 bytes`},
+		{with(rsaJWK(), "kty", long(65)), `"kty" has 65 bytes`},
+		{with(ecJWK(), "crv", long(65)), `"crv" has 65 bytes`},
+		{with(rsaJWK(), "key_ops", many), `"key_ops" has more than 16 values`},
+		{with(rsaJWK(), "key_ops", []string{long(65)}), "one longer than 64 bytes"},
+		{jwk{"kty": "unknown", "key_ops": many}, `"key_ops" has more than 16 values`},
+	} {
+		k := parse(t, tt.key).Keys()[0]
+		if k.State != jwks.Rejected || !strings.Contains(k.Reason, tt.want) {
+			t.Errorf("key is %v: %s, want %q", k.State, k.Reason, tt.want)
+		}
+		if kept := k.Type + k.Curve + k.KeyID + k.Use + k.Algorithm + strings.Join(k.KeyOps, ""); len(kept) > 20 {
+			t.Errorf("%s: %d bytes are kept", tt.want, len(kept))
+		}
+	}
+	k := parse(t, with(rsaJWK(), "kid", long(256), "use", "enc", "key_ops", append(many[:15:15], "encrypt"))).Keys()[0]
+	if k.State != jwks.Usable || len(k.KeyOps) != 16 || len(k.KeyID) != 256 {
+		t.Errorf("at the bounds: %v: %s", k.State, k.Reason)
+	}
+	// Long kids that begin alike are no reason to refuse the document.
+	parse(t, with(rsaJWK(), "kid", long(256)+"a"), with(rsaJWK(), "kid", long(256)+"b"))
 }
 
 func TestOneLeadingZeroOfAnRSANumberIsAWarning(t *testing.T) {
@@ -509,6 +543,36 @@ func TestCertificateNamesTheKey(t *testing.T) {
 	}
 	if _, err := parse(t, key).Choose(jwks.Want{Algorithm: "ECDH-ES"}); err != nil {
 		t.Errorf("Choose without a time: %v", err)
+	}
+}
+
+// TestCertificateWithTheZeroTimeIsExpired: year 1 is a date like any other, and
+// not the absence of a certificate.
+func TestCertificateWithTheZeroTimeIsExpired(t *testing.T) {
+	now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+	key, certificate := certified(t, time.Time{}, time.Time{})
+	if !certificate.NotAfter.IsZero() {
+		t.Fatalf("the certificate ends at %v", certificate.NotAfter)
+	}
+	fromPEM, err := jwks.ParsePEM(block("CERTIFICATE", certificate.Raw), jwks.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, set := range map[string]*jwks.Set{"x5c": parse(t, key), "PEM": fromPEM} {
+		k := set.Keys()[0]
+		if err := k.CertificateError(now); k.X5TS256 == "" || err == nil || !strings.Contains(err.Error(), "expired at 0001-01-01T00:00:00Z") {
+			t.Errorf("%s: %v, want that it has expired", name, err)
+		}
+		if got := strings.Join(k.WarningsAt(now), "\n"); !strings.Contains(got, "expired at 0001") {
+			t.Errorf("%s: warnings %q", name, got)
+		}
+		// At its last second there is nothing left of it.
+		if got := strings.Join(k.WarningsAt(time.Time{}), "\n"); !strings.Contains(got, "in 0 days") {
+			t.Errorf("%s: warnings at its end %q", name, got)
+		}
+		if got, err := choose(t, set, jwks.Want{Algorithm: encrypter.ECDHES, CertificateAt: now}); got != -1 || !errors.Is(err, jwks.ErrKeyRejected) {
+			t.Errorf("%s: chose %d, %v, want ErrKeyRejected", name, got, err)
+		}
 	}
 }
 

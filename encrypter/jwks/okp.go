@@ -8,29 +8,14 @@ import (
 	"github.com/bulla-project/bulla/encrypter"
 )
 
-// okpSize is the length of the public key "x" in octets for the curves of
-// RFC 8037, section 2; 0 for another.
-func okpSize(curve string) int {
-	switch curve {
-	case "Ed25519", "X25519":
-		return 32
-	case "X448":
-		return 56
-	case "Ed448":
-		return 57
-	}
-	return 0
-}
-
 // setOKP reads an OKP key (RFC 8037, section 2).
 func (k *Key) setOKP(m members) {
 	if _, ok := m.texts["crv"]; !ok {
 		k.reject(`it has no member "crv": add it`)
 		return
 	}
-	size := okpSize(k.Curve)
-	if size == 0 {
-		k.skipCurve()
+	curve, ok := k.curveOf()
+	if !ok {
 		return
 	}
 	x, err := decodeMember(m, "x")
@@ -38,8 +23,8 @@ func (k *Key) setOKP(m members) {
 		k.reject("%s", err)
 		return
 	}
-	if len(x) != size {
-		k.reject(`its member "x" has %d octets where %s needs exactly %d: publish the right key`, len(x), k.Curve, size)
+	if len(x) != curve.size {
+		k.reject(`its member "x" has %d octets where %s needs exactly %d: publish the right key`, len(x), k.Curve, curve.size)
 		return
 	}
 	k.setX(x)

@@ -5,10 +5,6 @@ import (
 	"slices"
 )
 
-// maxKeyIDBytes bounds a kid, since it is repeated in the header of every
-// token for the client.
-const maxKeyIDBytes = 256
-
 // Parse reads and checks a JWK Set. An error wraps ErrRejected and means that
 // the document as a whole must not be used. Otherwise the set holds every key
 // of the document, each with its State; it may hold no usable one.
@@ -20,10 +16,9 @@ func Parse(document []byte, limits Limits) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	check := newRSACheck(limits)
 	set := &Set{keys: make([]*Key, 0, len(raw))}
 	for i, m := range raw {
-		set.keys = append(set.keys, newKey(i, m, check))
+		set.keys = append(set.keys, newKey(i, m, limits.MaxRSABits))
 	}
 	if err := set.checkKeyIDs(); err != nil {
 		return nil, err
@@ -33,7 +28,7 @@ func Parse(document []byte, limits Limits) (*Set, error) {
 
 // newKey checks one key. The order matters only for which of several reasons
 // is told.
-func newKey(index int, m members, check rsaCheck) *Key {
+func newKey(index int, m members, maxRSABits int) *Key {
 	k := &Key{
 		Index:     index,
 		Type:      m.texts["kty"],
@@ -43,7 +38,7 @@ func newKey(index int, m members, check rsaCheck) *Key {
 		Algorithm: m.texts["alg"],
 		KeyOps:    m.lists["key_ops"],
 	}
-	k.setMaterial(m, check)
+	k.setMaterial(m, maxRSABits)
 	if k.State == Usable {
 		k.checkMembers()
 	}
@@ -64,7 +59,7 @@ func newKey(index int, m members, check rsaCheck) *Key {
 }
 
 // setMaterial sets Public and Thumbprint from the members of the key's type.
-func (k *Key) setMaterial(m members, check rsaCheck) {
+func (k *Key) setMaterial(m members, maxRSABits int) {
 	_, hasType := m.texts["kty"]
 	switch {
 	case m.problem != "":
@@ -72,7 +67,7 @@ func (k *Key) setMaterial(m members, check rsaCheck) {
 	case !hasType:
 		k.reject(`it has no member "kty": add it`)
 	case k.Type == "RSA":
-		k.setRSA(m, check)
+		k.setRSA(m, maxRSABits)
 	case k.Type == "EC":
 		k.setEC(m)
 	case k.Type == "OKP":
@@ -85,10 +80,6 @@ func (k *Key) setMaterial(m members, check rsaCheck) {
 // checkMembers checks the members that say what a key is for (RFC 7517,
 // sections 4.2, 4.3 and 4.5).
 func (k *Key) checkMembers() {
-	if len(k.KeyID) > maxKeyIDBytes {
-		k.reject("its kid has %d bytes, more than the allowed %d: give it a shorter one", len(k.KeyID), maxKeyIDBytes)
-		return
-	}
 	var sealing, signing bool
 	for i, op := range k.KeyOps {
 		if slices.Contains(k.KeyOps[:i], op) {

@@ -34,24 +34,23 @@ func ParsePEM(text []byte, limits Limits) (*Set, error) {
 		return nil, err
 	}
 	k := &Key{pem: true}
-	check := newRSACheck(limits)
 	switch block := blocks[0]; block.Type {
 	case labelCertificate:
-		err = k.setChain(blocks, check)
+		err = k.setChain(blocks, limits.MaxRSABits)
 	case labelPKCS1:
 		public, pkcs1Err := x509.ParsePKCS1PublicKey(block.Bytes)
 		if pkcs1Err != nil {
 			err = fmt.Errorf("%w: its block %q is not a PKCS#1 public key in DER: export the key again", ErrRejected, block.Type)
 			break
 		}
-		k.setPublic(public, check)
+		k.setPublic(public, limits.MaxRSABits)
 	default:
 		info, spkiErr := parseSPKI(block.Bytes)
 		if spkiErr != nil {
 			err = fmt.Errorf("%w: its block %q is not a SubjectPublicKeyInfo in DER: export the key again", ErrRejected, block.Type)
 			break
 		}
-		k.setSPKI(info, check)
+		k.setSPKI(info, limits.MaxRSABits)
 	}
 	if err != nil {
 		return nil, err
@@ -65,7 +64,7 @@ func ParsePEM(text []byte, limits Limits) (*Set, error) {
 // setChain sets the key from a certificate, the first block. The next one, if
 // there is one, must be its issuer's: a chain that is pasted in the wrong
 // order would make the key of an authority the client's.
-func (k *Key) setChain(blocks []*pem.Block, check rsaCheck) error {
+func (k *Key) setChain(blocks []*pem.Block, maxRSABits int) error {
 	var chain []*x509.Certificate
 	for i, block := range blocks {
 		certificate, err := x509.ParseCertificate(block.Bytes)
@@ -84,7 +83,7 @@ func (k *Key) setChain(blocks []*pem.Block, check rsaCheck) error {
 	if err != nil {
 		return fmt.Errorf("%w: the public key of certificate 1 is malformed: export it again", ErrRejected)
 	}
-	k.setSPKI(info, check)
+	k.setSPKI(info, maxRSABits)
 	if k.State == Usable {
 		k.setCertificate(leaf)
 	}

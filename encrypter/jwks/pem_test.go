@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
@@ -128,6 +129,10 @@ func TestPEMKeyThatCannotBeUsed(t *testing.T) {
 		if k.State != tt.state || k.Public != nil || !strings.Contains(k.Reason, tt.want) {
 			t.Errorf("%s is %v (%s) with %v, want %v, %q", tt.name, k.State, k.Reason, k.Public, tt.state, tt.want)
 		}
+		// Its certificate has nothing to name, and no dates that matter.
+		if k.X5TS256 != "" || k.X5T != "" || !k.NotAfter.IsZero() || len(k.WarningsAt(time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC))) != 0 {
+			t.Errorf("%s: x5t#S256 %q until %v, warnings %q", tt.name, k.X5TS256, k.NotAfter, k.Warnings)
+		}
 	}
 }
 
@@ -155,6 +160,19 @@ func TestKeysInsideAPEMBlockAreChecked(t *testing.T) {
 	short448 = short448[:len(short448)-1]
 	short448[1]--
 	short448[10]--
+	// The same key with parameters, a NULL.
+	var info struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der(t, "x448"), &info); err != nil {
+		t.Fatal(err)
+	}
+	info.Algorithm.Parameters = asn1.NullRawValue
+	parameters448, err := asn1.Marshal(info)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		der  []byte
 		want string
@@ -162,6 +180,7 @@ func TestKeysInsideAPEMBlockAreChecked(t *testing.T) {
 		"X25519 of low order": {low25519, "low order"},
 		"X448 of low order":   {low448, "low order"},
 		"X448 too short":      {short448, "56 octets"},
+		"X448 and parameters": {parameters448, "no parameters"},
 		"point off the curve": {offCurve, "malformed"},
 	} {
 		set, err := jwks.ParsePEM(block("PUBLIC KEY", tt.der), jwks.Limits{})

@@ -1,12 +1,12 @@
 package jwks
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/bulla-project/bulla/encrypter/internal/strictjson"
 )
 
 // memberKind is how a member of a JWK is treated.
@@ -40,8 +40,29 @@ func kindOf(name string) memberKind {
 type members struct {
 	texts map[string]string
 	lists map[string][]string
-	// problem says which member has a wrong JSON type; empty if none.
+	// problem says which member has a wrong JSON type, or is too long; empty if
+	// none. Such a member is not in the maps.
 	problem string
+}
+
+// Bounds of members that are kept with a key. A kid is repeated in the header
+// of every token for the client; the other strings are names, the longest of
+// which that is registered has 18 bytes. RFC 7517, section 4.3 has 8 key_ops.
+const (
+	maxKeyIDBytes = 256
+	maxNameBytes  = 64
+	maxKeyOps     = 16
+)
+
+// longest is the bound of a string member in bytes, 0 if it is not kept.
+func longest(name string) int {
+	switch name {
+	case "kid":
+		return maxKeyIDBytes
+	case "kty", "crv", "use", "alg":
+		return maxNameBytes
+	}
+	return 0
 }
 
 // readSet reads the keys of a JWK Set, in order. Its errors wrap ErrRejected.
@@ -50,10 +71,10 @@ func readSet(document []byte, limits Limits) ([]members, error) {
 		return nil, fmt.Errorf("%w: it has %d bytes, more than the allowed %d: remove keys or certificate chains that are not needed",
 			ErrRejected, len(document), limits.MaxBytes)
 	}
-	r := reader{dec: jsontext.NewDecoder(bytes.NewBuffer(document)), limits: limits}
+	r := reader{Reader: strictjson.NewReader(document, limits.MaxDepth), limits: limits}
 	keys, err := r.set()
 	if err == nil {
-		err = r.end()
+		err = r.End()
 	}
 	if err == nil {
 		return keys, nil
@@ -61,109 +82,22 @@ func readSet(document []byte, limits Limits) ([]members, error) {
 	if errors.Is(err, ErrRejected) {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%w: %w", ErrRejected, jsonError(err))
+	return nil, fmt.Errorf("%w: %w", ErrRejected, err)
 }
 
-// jsonError puts a decoder's error into words that hold no more of the
-// document than a position.
-func jsonError(err error) error {
-	var syntax *jsontext.SyntacticError
-	switch {
-	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
-		return fmt.Errorf("an object names a member twice, at byte %d: name each once", syntax.ByteOffset)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the JSON ends too early: publish the whole document")
-	case errors.As(err, &syntax):
-		return fmt.Errorf("it is not valid JSON in UTF-8, at byte %d: %w", syntax.ByteOffset, syntax.Err)
-	}
-	return err
-}
-
-// reader walks over the document once, token by token, so that no limit is
-// checked after the work it should have prevented. The decoder refuses
-// duplicate names and invalid UTF-8.
+// reader walks over the document once.
 type reader struct {
-	dec    *jsontext.Decoder
+	*strictjson.Reader
 	limits Limits
 }
 
-func (r *reader) next() (jsontext.Token, error) {
-	token, err := r.dec.ReadToken()
-	if err != nil {
-		return token, err
-	}
-	if r.dec.StackDepth() > r.limits.MaxDepth {
-		return token, fmt.Errorf("%w: it nests deeper than %d levels: publish a plain JWK Set", ErrRejected, r.limits.MaxDepth)
-	}
-	return token, nil
-}
-
-// skip passes over one value.
-func (r *reader) skip() error {
-	depth := r.dec.StackDepth()
-	for {
-		if _, err := r.next(); err != nil {
-			return err
-		}
-		if r.dec.StackDepth() <= depth {
-			return nil
-		}
-	}
-}
-
-// end makes sure that nothing but white space is left.
-func (r *reader) end() error {
-	_, err := r.dec.ReadToken()
-	if err == nil {
-		return fmt.Errorf("%w: there is more after the JSON object: publish the object alone", ErrRejected)
-	}
-	if !errors.Is(err, io.EOF) {
-		return err
-	}
-	return nil
-}
-
-// object calls member for each member of the object that comes next; member
-// reads the value.
-func (r *reader) object(member func(name string) error) error {
-	if _, err := r.next(); err != nil { // {
-		return err
-	}
-	for r.dec.PeekKind() != jsontext.KindEndObject {
-		name, err := r.next()
-		if err != nil {
-			return err
-		}
-		if err := member(name.String()); err != nil {
-			return err
-		}
-	}
-	_, err := r.next()
-	return err
-}
-
-// array calls element for each element of the array that comes next; element
-// reads it.
-func (r *reader) array(element func() error) error {
-	if _, err := r.next(); err != nil { // [
-		return err
-	}
-	for r.dec.PeekKind() != jsontext.KindEndArray {
-		if err := element(); err != nil {
-			return err
-		}
-	}
-	_, err := r.next()
-	return err
-}
-
 func (r *reader) set() ([]members, error) {
-	if kind := r.dec.PeekKind(); kind != jsontext.KindBeginObject && kind != jsontext.KindInvalid {
+	if !r.Is(jsontext.KindBeginObject) {
 		return nil, fmt.Errorf(`%w: it is not a JSON object: a JWK Set looks like {"keys": [...]}`, ErrRejected)
 	}
 	var keys []members
 	var hasKeys, hasType bool
-	err := r.object(func(name string) error {
+	err := r.Object(func(name string) error {
 		switch name {
 		case "keys":
 			hasKeys = true
@@ -171,7 +105,7 @@ func (r *reader) set() ([]members, error) {
 		case "kty":
 			hasType = true
 		}
-		return r.skip()
+		return r.Skip()
 	})
 	switch {
 	case err != nil:
@@ -185,10 +119,10 @@ func (r *reader) set() ([]members, error) {
 }
 
 func (r *reader) keys(keys *[]members) error {
-	if kind := r.dec.PeekKind(); kind != jsontext.KindBeginArray && kind != jsontext.KindInvalid {
+	if !r.Is(jsontext.KindBeginArray) {
 		return fmt.Errorf(`%w: its member "keys" is not an array: a JWK Set looks like {"keys": [...]}`, ErrRejected)
 	}
-	return r.array(func() error {
+	return r.Array(func() error {
 		if len(*keys) == r.limits.MaxKeys {
 			return fmt.Errorf("%w: it has more than the allowed %d keys: remove those that are not needed", ErrRejected, r.limits.MaxKeys)
 		}
@@ -203,11 +137,11 @@ func (r *reader) keys(keys *[]members) error {
 
 func (r *reader) key(index int) (members, error) {
 	m := members{texts: map[string]string{}, lists: map[string][]string{}}
-	if kind := r.dec.PeekKind(); kind != jsontext.KindBeginObject && kind != jsontext.KindInvalid {
+	if !r.Is(jsontext.KindBeginObject) {
 		return m, fmt.Errorf("%w: keys[%d] is not a JSON object: each key is one", ErrRejected, index)
 	}
 	secret := ""
-	err := r.object(func(name string) error {
+	err := r.Object(func(name string) error {
 		switch kindOf(name) {
 		case secretMember:
 			secret = name
@@ -216,7 +150,7 @@ func (r *reader) key(index int) (members, error) {
 		case listMember:
 			return r.list(&m, name)
 		}
-		return r.skip()
+		return r.Skip()
 	})
 	switch {
 	case err != nil:
@@ -232,43 +166,55 @@ func (r *reader) key(index int) (members, error) {
 }
 
 func (r *reader) text(m *members, name string) error {
-	if r.dec.PeekKind() != jsontext.KindString {
+	if !r.Is(jsontext.KindString) {
 		m.complain("its member %q is not a string: make it one, or leave it out", name)
-		return r.skip()
+		return r.Skip()
 	}
-	token, err := r.next()
+	text, err := r.Text()
 	if err != nil {
 		return err
 	}
-	m.texts[name] = token.String()
+	if most := longest(name); most > 0 && len(text) > most {
+		m.complain("its member %q has %d bytes, more than the allowed %d: shorten it, or leave it out", name, len(text), most)
+		return nil
+	}
+	m.texts[name] = text
 	return nil
 }
 
 func (r *reader) list(m *members, name string) error {
-	if r.dec.PeekKind() != jsontext.KindBeginArray {
+	if !r.Is(jsontext.KindBeginArray) {
 		m.complain("its member %q is not an array of strings: make it one, or leave it out", name)
-		return r.skip()
+		return r.Skip()
 	}
-	list := []string{}
-	err := r.array(func() error {
-		if r.dec.PeekKind() != jsontext.KindString {
-			m.complain("its member %q is not an array of strings: make it one, or leave it out", name)
-			return r.skip()
+	list, problem := []string{}, ""
+	err := r.Array(func() error {
+		if !r.Is(jsontext.KindString) {
+			problem = "its member %q is not an array of strings: make it one, or leave it out"
+			return r.Skip()
 		}
-		token, err := r.next()
-		if err != nil {
+		text, err := r.Text()
+		switch {
+		case err != nil:
 			return err
+		case name == "key_ops" && len(text) > maxNameBytes, name == "key_ops" && len(list) == maxKeyOps:
+			problem = fmt.Sprintf("its member %%q has more than %d values, or one longer than %d bytes: leave it out", maxKeyOps, maxNameBytes)
+		default:
+			list = append(list, text)
 		}
-		list = append(list, token.String())
 		return nil
 	})
+	if problem != "" {
+		m.complain(problem, name)
+		return err
+	}
 	m.lists[name] = list
 	return err
 }
 
 // complain keeps the first problem.
-func (m *members) complain(format, name string) {
+func (m *members) complain(format string, args ...any) {
 	if m.problem == "" {
-		m.problem = fmt.Sprintf(format, name)
+		m.problem = fmt.Sprintf(format, args...)
 	}
 }

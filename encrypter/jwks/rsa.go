@@ -5,17 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync"
+
+	"github.com/bulla-project/bulla/encrypter"
 )
 
 const (
-	minRSABits = 2048
 	// maxExponentBits keeps e within what crypto/rsa and common hardware take.
 	maxExponentBits = 31
 	usualExponent   = 65537
 )
 
 // setRSA reads an RSA key (RFC 7518, section 6.3.1).
-func (k *Key) setRSA(m members, check rsaCheck) {
+func (k *Key) setRSA(m members, maxBits int) {
 	n, err := k.unsigned(m, "n")
 	if err != nil {
 		k.reject("%s", err)
@@ -26,13 +28,13 @@ func (k *Key) setRSA(m members, check rsaCheck) {
 		k.reject("%s", err)
 		return
 	}
-	k.setModulus(n, e, check)
+	k.setModulus(n, e, maxBits)
 }
 
 // setModulus sets the public key if it passes the checks.
-func (k *Key) setModulus(n, e *big.Int, check rsaCheck) {
+func (k *Key) setModulus(n, e *big.Int, maxBits int) {
 	k.Thumbprint = thumbprint([2]string{"e", encode(e.Bytes())}, [2]string{"kty", "RSA"}, [2]string{"n", encode(n.Bytes())})
-	if err := check.key(n, e); err != nil {
+	if err := checkRSA(n, e, maxBits); err != nil {
 		k.reject("%s", err)
 		return
 	}
@@ -40,6 +42,7 @@ func (k *Key) setModulus(n, e *big.Int, check rsaCheck) {
 		k.warn("its RSA exponent is %d: 65537 is the usual one", e.Int64())
 	}
 	k.Public = &rsa.PublicKey{N: n, E: int(e.Int64())}
+	k.primeModulus = sync.OnceValue(func() bool { return isPrime(n) })
 }
 
 // unsigned reads a Base64urlUInt (RFC 7518, section 2). Libraries that encode
@@ -59,25 +62,16 @@ func (k *Key) unsigned(m members, name string) (*big.Int, error) {
 	return new(big.Int).SetBytes(raw), nil
 }
 
-// rsaCheck holds what the checks of all RSA keys of a set share.
-type rsaCheck struct {
-	maxBits  int
-	products []primeProduct
-}
-
-func newRSACheck(limits Limits) rsaCheck {
-	return rsaCheck{maxBits: limits.MaxRSABits, products: primeProducts(smallPrimeBound)}
-}
-
-// key returns why an RSA public key must not be used, or nil. The cheap checks
-// come first, so that the costly ones see only numbers of a bounded size.
-func (c rsaCheck) key(n, e *big.Int) error {
+// checkRSA returns why an RSA public key must not be used, or nil. The cheap
+// checks come first, so that the costly ones see only numbers of a bounded size.
+// The costliest is left to the choice: see Key.primeModulus.
+func checkRSA(n, e *big.Int, maxBits int) error {
 	bits := n.BitLen()
 	switch {
-	case bits < minRSABits:
-		return fmt.Errorf("its RSA modulus has %d bits, less than the required %d: create a longer key", bits, minRSABits)
-	case bits > c.maxBits:
-		return fmt.Errorf("its RSA modulus has %d bits, more than the allowed %d: create a shorter key", bits, c.maxBits)
+	case bits < encrypter.MinRSABits:
+		return fmt.Errorf("its RSA modulus has %d bits, less than the required %d: create a longer key", bits, encrypter.MinRSABits)
+	case bits > maxBits:
+		return fmt.Errorf("its RSA modulus has %d bits, more than the allowed %d: create a shorter key", bits, maxBits)
 	case e.BitLen() > maxExponentBits:
 		return errors.New("its RSA exponent is not below 2^31: create a key with the exponent 65537")
 	case e.Bit(0) == 0:
@@ -85,8 +79,8 @@ func (c rsaCheck) key(n, e *big.Int) error {
 	case e.Int64() < 3:
 		return errors.New("its RSA exponent is below 3: create a key with the exponent 65537")
 	}
-	if p := c.smallFactor(n); p != 0 {
-		return fmt.Errorf("its RSA modulus is divisible by %d, so anybody can break it: create a new key", p)
+	if hasSmallFactor(n) {
+		return fmt.Errorf("its RSA modulus has a prime factor below %d, so anybody can break it: create a new key", smallPrimeBound)
 	}
 	if hasROCAFingerprint(n) {
 		return errors.New("its RSA modulus comes from a library that makes factorable keys (ROCA, CVE-2017-15361): create a new key with other software or hardware")

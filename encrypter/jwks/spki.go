@@ -15,7 +15,7 @@ import (
 
 // spki is a SubjectPublicKeyInfo (RFC 5280, section 4.1).
 type spki struct {
-	der []byte
+	DER asn1.RawContent
 	// Algorithm is the kind of key, with its parameters.
 	Algorithm pkix.AlgorithmIdentifier
 	// Key is encoded as Algorithm says.
@@ -23,18 +23,15 @@ type spki struct {
 }
 
 func parseSPKI(der []byte) (*spki, error) {
-	var fields struct {
-		Algorithm pkix.AlgorithmIdentifier
-		Key       asn1.BitString
-	}
-	rest, err := asn1.Unmarshal(der, &fields)
+	info := new(spki)
+	rest, err := asn1.Unmarshal(der, info)
 	if err != nil {
 		return nil, err
 	}
 	if len(rest) > 0 {
 		return nil, errors.New("there is more after it")
 	}
-	return &spki{der: der, Algorithm: fields.Algorithm, Key: fields.Key}, nil
+	return info, nil
 }
 
 // Object identifiers of kinds of keys that crypto/x509 does not know (RFC 8410,
@@ -56,7 +53,7 @@ func (s *spki) x448() (encrypter.X448PublicKey, bool) {
 }
 
 // setSPKI sets Type, Curve and the public key from a SubjectPublicKeyInfo.
-func (k *Key) setSPKI(s *spki, check rsaCheck) {
+func (k *Key) setSPKI(s *spki, maxRSABits int) {
 	if public, ok := s.x448(); ok {
 		k.Type, k.Curve = "OKP", "X448"
 		k.setX(public[:])
@@ -70,29 +67,33 @@ func (k *Key) setSPKI(s *spki, check rsaCheck) {
 		k.skip("it is a key for signatures only: register one for encryption")
 		return
 	}
-	public, err := x509.ParsePKIXPublicKey(s.der)
+	public, err := x509.ParsePKIXPublicKey(s.DER)
 	if err != nil {
-		k.reject("it is malformed, or of a kind that tokens cannot be encrypted to here: use RSA, P-256, P-384, P-521, X25519 or X448")
+		k.reject("it is malformed, or of a kind that tokens cannot be encrypted to here: use RSA, %s", encryptionCurves())
 		return
 	}
-	k.setPublic(public, check)
+	k.setPublic(public, maxRSABits)
 }
 
 // setPublic sets Type, Curve and the public key from one that the standard
 // library has parsed.
-func (k *Key) setPublic(public any, check rsaCheck) {
+func (k *Key) setPublic(public any, maxRSABits int) {
 	switch public := public.(type) {
 	case *rsa.PublicKey:
 		k.Type = "RSA"
-		k.setModulus(public.N, big.NewInt(int64(public.E)), check)
+		k.setModulus(public.N, big.NewInt(int64(public.E)), maxRSABits)
 	case *ecdsa.PublicKey:
 		k.Type, k.Curve = "EC", public.Curve.Params().Name
-		point, err := public.Bytes()
-		if curve := curveByName(k.Curve); curve == nil || err != nil {
-			k.skipCurve()
-		} else {
-			k.setPoint(curve, point)
+		curve, ok := k.curveOf()
+		if !ok {
+			return
 		}
+		point, err := public.Bytes()
+		if err != nil {
+			k.reject("its point is not on %s: register the right key", k.Curve)
+			return
+		}
+		k.setPoint(curve.ec, point)
 	case *ecdh.PublicKey: // on X25519: others come as *ecdsa.PublicKey
 		k.Type, k.Curve = "OKP", "X25519"
 		k.setX(public.Bytes())

@@ -2,10 +2,16 @@ package jwks_test
 
 import (
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
 	"math/big"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 )
 
@@ -33,18 +39,22 @@ candidates:
 // small factors. It passes for a modulus as far as anybody can tell cheaply.
 func roughNumber(t testing.TB, bits int) *big.Int {
 	t.Helper()
-	small := primesTo(1000)
 	for {
 		n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(bits-1)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		n.SetBit(n, bits-1, 1)
-		if new(big.Int).GCD(nil, nil, n, small).Cmp(big.NewInt(1)) == 0 {
+		if coprime(n, primesTo(50)) && coprime(n, allSmallPrimes()) {
 			return n
 		}
 	}
 }
+
+// allSmallPrimes multiplies the primes below 2^16, of which there are 6542.
+var allSmallPrimes = sync.OnceValue(func() *big.Int { return primesTo(6542) })
+
+func coprime(a, b *big.Int) bool { return new(big.Int).GCD(nil, nil, a, b).Cmp(big.NewInt(1)) == 0 }
 
 func prime(t testing.TB, bits int) *big.Int {
 	t.Helper()
@@ -111,14 +121,66 @@ func TestWeakRSAKeyIsRejected(t *testing.T) {
 		{"exponent 2^31 + 1", withExponent(1<<31 + 1), "2^31"},
 		{"exponent 2^64 + 1", with(rsaJWK(), "e", b64([]byte{1, 0, 0, 0, 0, 0, 0, 0, 1})), "2^31"},
 		{"exponent 0", with(rsaJWK(), "e", "AA"), "even"},
-		{"even modulus", withModulus(new(big.Int).Lsh(rough, 10)), "divisible by 2,"},
-		{"factor 3", withModulus(new(big.Int).Mul(rough, big.NewInt(3*2039))), "divisible by 3,"},
-		{"factor 2039", withModulus(new(big.Int).Mul(rough, big.NewInt(2039))), "divisible by 2039,"},
+		{"even modulus", withModulus(new(big.Int).Lsh(rough, 10)), "prime factor below 65536"},
+		{"factor 3", withModulus(new(big.Int).Mul(rough, big.NewInt(3*2039))), "prime factor below 65536"},
+		{"factor 2039", withModulus(new(big.Int).Mul(rough, big.NewInt(2039))), "prime factor below 65536"},
+		{"factor 2053", withModulus(new(big.Int).Mul(rough, big.NewInt(2053))), "prime factor below 65536"},
+		{"factor 65521", withModulus(new(big.Int).Mul(rough, big.NewInt(65521))), "prime factor below 65536"},
 		{"square", withModulus(new(big.Int).Mul(p, p)), "Fermat"},
 		{"neighboring primes", withModulus(new(big.Int).Mul(p, nextPrime(p))), "Fermat"},
 		{"ROCA", withModulus(new(big.Int).Mul(rocaPrime(t, 1024), rocaPrime(t, 1024))), "ROCA"},
 	}
 	testBadKeys(t, jwks.Rejected, tests)
+}
+
+// mersenne is 2^exponent - 1, a prime for the exponents 2203, 2281, 3217 and
+// 4253, among others.
+func mersenne(exponent uint) *big.Int {
+	n := new(big.Int).Lsh(big.NewInt(1), exponent)
+	return n.Sub(n, big.NewInt(1))
+}
+
+// TestPrimeModulusIsNotRegistered: whoever knows that n is a prime knows phi(n),
+// and with it the private exponent.
+func TestPrimeModulusIsNotRegistered(t *testing.T) {
+	good := with(rsaJWK(), "kid", "good")
+	bad := func(exponent uint, pairs ...any) jwk { return with(withModulus(mersenne(exponent)), pairs...) }
+	best := []any{"use", "enc", "alg", "RSA-OAEP-256"}
+	now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+	want := jwks.Want{Algorithm: encrypter.RSAOAEP256, CertificateAt: now}
+
+	for _, exponent := range []uint{2203, 2281, 3217} {
+		set := parse(t, bad(exponent, best...))
+		if got, err := choose(t, set, want); got != -1 || !errors.Is(err, jwks.ErrKeyRejected) || !strings.Contains(err.Error(), "modulus is a prime") {
+			t.Errorf("2^%d - 1: chose %d, %v, want ErrKeyRejected", exponent, got, err)
+		}
+	}
+	der, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: mersenne(2203), E: 65537})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := jwks.ParsePEM(block("PUBLIC KEY", der), jwks.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := choose(t, set, want); got != -1 || !errors.Is(err, jwks.ErrKeyRejected) {
+		t.Errorf("in PEM: chose %d, %v, want ErrKeyRejected", got, err)
+	}
+	// The next key is taken in its place, whatever its rank.
+	set = parse(t, bad(2203, best...), good, bad(2281, "use", "enc"))
+	for range 2 {
+		if got, err := choose(t, set, want); got != 1 {
+			t.Errorf("chose %d, %v, want the key that is no prime", got, err)
+		}
+	}
+	// After three, no RSA key of the set is.
+	set = parse(t, bad(2203, best...), good, bad(2281, best...), bad(3217, best...), with(ecJWK(), "use", "enc"))
+	if got, err := choose(t, set, want); got != -1 || !errors.Is(err, jwks.ErrKeyRejected) || !strings.Contains(err.Error(), "modulus of 3 other keys is a prime") {
+		t.Errorf("chose %d, %v, want ErrKeyRejected", got, err)
+	}
+	if got, err := choose(t, set, jwks.Want{Algorithm: encrypter.ECDHES, CertificateAt: now}); got != 4 {
+		t.Errorf("chose %d, %v, want the EC key", got, err)
+	}
 }
 
 // TestFermatFindsWhatIsCloseEnough: after r rounds the method has found all
@@ -152,7 +214,7 @@ func TestROCANeedsEveryPrime(t *testing.T) {
 	for new(big.Int).Mod(n, big.NewInt(5)).Int64() != 65537%5 {
 		n.Add(n, rest)
 	}
-	for new(big.Int).GCD(nil, nil, n, primesTo(1000)).Cmp(big.NewInt(1)) != 0 {
+	for !coprime(n, allSmallPrimes()) {
 		n.Add(n, m) // clear of the primes that follow
 	}
 	if k := parse(t, withModulus(n)).Keys()[0]; k.State != jwks.Usable {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -38,18 +39,21 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
+		if c.Secret() == "" && !c.SecretExpiresAt.IsZero() {
+			t.Fatalf("no secret expires: %q", document)
+		}
 		if len(document) > metadata.MaxBytes || !utf8.Valid(document) || !bytes.Contains(document, c.JWKS) || c.JWKS != nil && c.JWKSURI != "" {
 			t.Fatalf("accepted %q", document)
 		}
-		if c.Secret != "" && len(c.Secret) > 8 && strings.Contains(fmt.Sprintf("%+v%#v%d", c, c, c), c.Secret) && !strings.Contains(c.ClientID, c.Secret) {
+		if secret := c.Secret(); len(secret) > 8 && strings.Contains(fmt.Sprintf("%+v%#v%d", c, c, c), secret) && !strings.Contains(c.ClientID, secret) {
 			t.Fatalf("shows the secret of %q", document)
 		}
 		seen := map[registry.TokenKind]bool{}
 		for _, s := range c.Settings {
 			symmetric := strings.HasPrefix(s.SigningAlgorithm, "HS256") && len(s.SigningAlgorithm) == 5 || s.EncryptionAlgorithm == "dir" || s.EncryptionAlgorithm == "A128KW"
-			if seen[s.Kind] || (s.EncryptionAlgorithm == "") != (s.ContentEncryption == "") || symmetric && (c.Secret == "" || c.Public) ||
+			if seen[s.Kind] || (s.EncryptionAlgorithm == "") != (s.ContentEncryption == "") || symmetric && c.Secret() == "" ||
 				s.EncryptionAlgorithm == "RSA-OAEP" && c.JWKS == nil && c.JWKSURI == "" || s.SigningAlgorithm == "none" ||
-				c.DefaultsToRS256(s.Kind) && s.SigningAlgorithm != "" {
+				slices.Contains(c.RS256ByDefault, s.Kind) && s.SigningAlgorithm != "" {
 				t.Fatalf("settings %+v of %q", c.Settings, document)
 			}
 			seen[s.Kind] = true

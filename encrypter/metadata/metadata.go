@@ -5,10 +5,12 @@
 // (section 6).
 //
 // A provider can hand over what it has, unchanged. So members that say nothing
-// about keys and tokens are passed over, a null is as good as an absent member
-// (RFC 7591, section 2), and the standards' defaults are filled in. What the
-// standards leave no sense to is refused with the member's name: an enc without
-// an alg, keys given twice, a symmetric algorithm without a secret to share.
+// about keys and tokens are passed over, a null or an empty client_secret is as
+// good as an absent member (as a member left out of an update is as good as null
+// or empty: RFC 7592, section 2.2), and the standards' defaults are filled in.
+// What the standards leave no sense to is refused with the member's name: an
+// enc without an alg, keys given twice, a symmetric algorithm without a secret
+// to share.
 //
 // The package has no policy: it does not say which algorithms are allowed or
 // even known, and takes a legacy one like any other. It does not read the JWK
@@ -21,15 +23,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
 // Client is what a client's metadata say about its keys and its tokens. It
-// holds the client's secret; printed, logged or marshaled as a whole it does
-// not show it.
+// holds the client's secret; printed, logged or marshaled, by itself or in an
+// unexported field of something else, it does not show it.
 type Client struct {
 	// ClientID is the member "client_id", empty if there is none: to compare
 	// with the client that the caller means to register.
@@ -40,15 +41,13 @@ type Client struct {
 	JWKS    []byte
 	JWKSURI string
 
-	// Secret is the member "client_secret", and SecretExpiresAt says when it
-	// goes out of use; zero means never, and that there is no secret.
-	Secret          string
+	// SecretExpiresAt says when the secret goes out of use; zero means never,
+	// and that there is no secret.
 	SecretExpiresAt time.Time
 
-	// Public says that the client does not authenticate
-	// (token_endpoint_auth_method "none"), so that what it calls a secret is
-	// none.
-	Public bool
+	// secret returns what Secret does. It is a function because fmt prints the
+	// strings below an unexported field whatever methods their type has.
+	secret func() string
 
 	// Settings has an entry for each kind of token that the metadata set up:
 	// always ID_TOKEN, and USERINFO, AUTHORIZATION_RESPONSE and INTROSPECTION
@@ -65,10 +64,13 @@ type Client struct {
 	Warnings []string
 }
 
-// DefaultsToRS256 reports whether tokens of that kind are to be signed with
-// RS256 because the metadata do not say otherwise: see RS256ByDefault.
-func (c *Client) DefaultsToRS256(kind registry.TokenKind) bool {
-	return slices.Contains(c.RS256ByDefault, kind)
+// Secret is the member "client_secret"; empty if there is none, or if the client
+// is a public one.
+func (c *Client) Secret() string {
+	if c.secret == nil {
+		return ""
+	}
+	return c.secret()
 }
 
 // String names the client, without its secret.

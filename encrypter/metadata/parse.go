@@ -8,6 +8,7 @@ import (
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/kms"
 )
 
 // tokenMembers are the members for one kind of token: the prefix of
@@ -57,12 +58,14 @@ func Parse(document []byte) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{
-		ClientID: m.texts[memberClientID],
-		JWKS:     m.jwks,
-		JWKSURI:  m.texts[memberJWKSURI],
-		Secret:   m.texts[memberSecret],
-		Public:   m.texts[memberAuthMethod] == "none",
+	c := &builder{
+		Client: &Client{ClientID: m.texts[memberClientID], JWKS: m.jwks, JWKSURI: m.texts[memberJWKSURI]},
+		public: m.texts[memberAuthMethod] == "none",
+	}
+	if secret := m.texts[memberSecret]; c.public && secret != "" {
+		c.warn(`client_secret is not taken over: a public client (token_endpoint_auth_method "none") has no secret (RFC 7591, section 2)`)
+	} else if secret != "" {
+		c.secret = func() string { return secret }
 	}
 	if c.JWKS != nil && c.JWKSURI != "" {
 		return nil, invalid(memberJWKSURI, "it is given together with jwks: give one of them")
@@ -78,12 +81,18 @@ func Parse(document []byte) (*Client, error) {
 			return nil, err
 		}
 	}
-	return c, nil
+	return c.Client, nil
 }
 
-func (c *Client) warn(text string) { c.Warnings = append(c.Warnings, text) }
+// builder is a Client in the making.
+type builder struct {
+	*Client
+	public bool // token_endpoint_auth_method is "none"
+}
 
-func (c *Client) setExpiry(text string) error {
+func (c *builder) warn(text string) { c.Warnings = append(c.Warnings, text) }
+
+func (c *builder) setExpiry(text string) error {
 	if text == "" {
 		return nil
 	}
@@ -91,14 +100,14 @@ func (c *Client) setExpiry(text string) error {
 	if !ok {
 		return invalid(memberExpiresAt, "it is not a whole number of seconds since 1970-01-01T00:00:00Z: give one, or 0 for never")
 	}
-	if n > 0 && c.Secret != "" {
+	if n > 0 && c.Secret() != "" {
 		c.SecretExpiresAt = time.Unix(n, 0).UTC()
 	}
 	return nil
 }
 
 // addSetting adds the setting for one kind of token, if there is one.
-func (c *Client) addSetting(t tokenMembers, texts map[string]string) error {
+func (c *builder) addSetting(t tokenMembers, texts map[string]string) error {
 	signed, hasSigned := texts[t.prefix+suffixSigned]
 	alg, hasAlg := texts[t.prefix+suffixAlgorithm]
 	enc, hasEnc := texts[t.prefix+suffixContent]
@@ -135,17 +144,17 @@ func (c *Client) addSetting(t tokenMembers, texts map[string]string) error {
 	return nil
 }
 
-func (c *Client) checkSigning(member, alg string) error {
-	switch alg {
-	case "none":
+func (c *builder) checkSigning(member, alg string) error {
+	switch {
+	case alg == "none":
 		return invalid(member, `"none" is not allowed, since every token is signed: name a signature algorithm, such as RS256, or leave the member out`)
-	case "HS256", "HS384", "HS512":
+	case kms.Algorithm(alg).Symmetric():
 		return c.checkSecret(member, alg)
 	}
 	return nil
 }
 
-func (c *Client) checkEncryption(member, alg string) error {
+func (c *builder) checkEncryption(member, alg string) error {
 	switch {
 	case alg == "none":
 		return invalid(member, `"none" is no encryption algorithm: leave the member out for tokens that are signed only`)
@@ -160,11 +169,11 @@ func (c *Client) checkEncryption(member, alg string) error {
 // checkSecret refuses an algorithm whose key is the client's secret where there
 // is none, or where it is known to more than the client: OpenID Connect Core
 // 1.0, sections 10.1 and 10.2.
-func (c *Client) checkSecret(member, alg string) error {
+func (c *builder) checkSecret(member, alg string) error {
 	switch {
-	case c.Public:
+	case c.public:
 		return invalid(member, `%s takes the client's secret, and a public client (token_endpoint_auth_method "none") has none: use an algorithm with a key pair`, alg)
-	case c.Secret == "":
+	case c.Secret() == "":
 		return invalid(member, "%s takes the client's secret, and there is no client_secret: give it, or use an algorithm with a key pair", alg)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
@@ -83,11 +84,12 @@ func TestCurityExample(t *testing.T) {
 	}
 }
 
-// diff compares two clients. go-cmp would otherwise print what String gives.
+// diff compares two clients but for their secrets. go-cmp would otherwise print
+// what String gives.
 func diff(want, got *metadata.Client) string {
 	type plain metadata.Client
 	a, b := plain(*want), plain(*got)
-	return cmp.Diff(a, b)
+	return cmp.Diff(a, b, cmpopts.IgnoreUnexported(plain{}))
 }
 
 // TestExampleOfTheStandard is the request of OpenID Connect Dynamic Client
@@ -149,7 +151,7 @@ func TestEveryKindOfToken(t *testing.T) {
 	))
 	want := &metadata.Client{
 		ClientID: "s6BhdRkqt3", JWKSURI: "https://client.example.org/jwks",
-		Secret: secret, SecretExpiresAt: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC),
+		SecretExpiresAt: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC),
 		Settings: []registry.Setting{
 			{Kind: "ID_TOKEN", SigningAlgorithm: "HS256", EncryptionAlgorithm: "A256KW", ContentEncryption: "A256GCM"},
 			{Kind: "USERINFO", SigningAlgorithm: "ES256"},
@@ -159,6 +161,9 @@ func TestEveryKindOfToken(t *testing.T) {
 	}
 	if diff := diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+	if got.Secret() != secret {
+		t.Error("the secret is not read")
 	}
 }
 
@@ -193,16 +198,11 @@ func TestDefaults(t *testing.T) {
 			if !slices.Equal(c.RS256ByDefault, tt.rs256) {
 				t.Errorf("RS256 by default for %v, want %v", c.RS256ByDefault, tt.rs256)
 			}
-			for _, s := range c.Settings {
-				if c.DefaultsToRS256(s.Kind) != slices.Contains(tt.rs256, s.Kind) {
-					t.Errorf("DefaultsToRS256(%s) = %v", s.Kind, c.DefaultsToRS256(s.Kind))
-				}
-			}
 		})
 	}
 }
 
-// TestNullIsAbsent: RFC 7591, section 2.
+// TestNullIsAbsent: as RFC 7592, section 2.2 has it the other way round.
 func TestNullIsAbsent(t *testing.T) {
 	var pairs []string
 	for _, name := range []string{
@@ -218,10 +218,24 @@ func TestNullIsAbsent(t *testing.T) {
 	if diff := diff(parse(t, object()), parse(t, object(pairs...))); diff != "" {
 		t.Errorf("-without +with null:\n%s", diff)
 	}
+	if c := parse(t, object(pairs...)); c.Secret() != "" {
+		t.Error("there is a secret")
+	}
 	got := parse(t, object("jwks", "null", "jwks_uri", `"https://client.example.org/jwks"`, "id_token_encrypted_response_alg", `"RSA-OAEP"`))
 	if got.JWKS != nil || got.JWKSURI == "" {
 		t.Errorf("jwks null beside jwks_uri: %q, %q", got.JWKS, got.JWKSURI)
 	}
+}
+
+// TestEmptySecretIsAbsent: providers write it for clients that have none.
+func TestEmptySecretIsAbsent(t *testing.T) {
+	got := parse(t, object("client_secret", `""`, "client_secret_expires_at", "1893456000"))
+	if diff := diff(parse(t, object()), got); diff != "" || got.Secret() != "" {
+		t.Errorf("secret %q; -without +with:\n%s", got.Secret(), diff)
+	}
+	testProblems(t, []problem{{
+		"dir", object("client_secret", `""`, "id_token_encrypted_response_alg", `"dir"`), "id_token_encrypted_response_alg", "there is no client_secret",
+	}})
 }
 
 func TestUnknownMembersArePassedOver(t *testing.T) {
@@ -246,6 +260,17 @@ func TestSecretThatExpires(t *testing.T) {
 	}
 	if got, want := at("253402300799", with...), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC); !got.Equal(want) {
 		t.Errorf("the end of 9999 is %v", got)
+	}
+	// However a JSON library writes a whole number.
+	for _, number := range []string{"1500000000", "1.5e9", "1.5E+9", "1500000000.0", "15000000000e-1"} {
+		if got, want := at(number, with...), time.Unix(1500000000, 0); !got.Equal(want) {
+			t.Errorf("%s is %v, want %v", number, got, want)
+		}
+	}
+	for _, number := range []string{"0.0", "0e5", "-0"} {
+		if got := at(number, with...); !got.IsZero() {
+			t.Errorf("%s is %v, want never", number, got)
+		}
 	}
 	if got := at("1893456000"); !got.IsZero() {
 		t.Errorf("without a secret: %v", got)
@@ -338,14 +363,28 @@ func TestWhatIsLegacyOrUnknownIsForTheServer(t *testing.T) {
 	}
 }
 
-func TestPublicClient(t *testing.T) {
-	c := parse(t, object("jwks", set, "token_endpoint_auth_method", `"none"`, "id_token_encrypted_response_alg", `"RSA-OAEP"`))
-	if !c.Public {
-		t.Error("a client with token_endpoint_auth_method none is not public")
+// TestPublicClientHasNoSecret: what such a client calls a secret is known to
+// more than the client (RFC 7591, section 2).
+func TestPublicClientHasNoSecret(t *testing.T) {
+	with := func(method string, pairs ...string) *metadata.Client {
+		return parse(t, object(append(pairs, "jwks", set, "token_endpoint_auth_method", method, "id_token_encrypted_response_alg", `"RSA-OAEP"`)...))
+	}
+	given := []string{"client_secret", `"` + secret + `"`, "client_secret_expires_at", "1893456000"}
+	c := with(`"none"`, given...)
+	if c.Secret() != "" || !c.SecretExpiresAt.IsZero() {
+		t.Errorf("secret of %d bytes until %v, want none", len(c.Secret()), c.SecretExpiresAt)
+	}
+	if len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "client_secret is not taken over") || strings.Contains(c.Warnings[0], secret) {
+		t.Errorf("warnings %q", c.Warnings)
+	}
+	for _, pairs := range [][]string{nil, {"client_secret", "null"}, {"client_secret", `""`}} {
+		if c := with(`"none"`, pairs...); c.Secret() != "" || len(c.Warnings) != 0 {
+			t.Errorf("%q: secret of %d bytes, warnings %q", pairs, len(c.Secret()), c.Warnings)
+		}
 	}
 	for _, method := range []string{"null", `"client_secret_basic"`, `"private_key_jwt"`, `"tls_client_auth"`, `"NONE"`} {
-		if parse(t, object("token_endpoint_auth_method", method)).Public {
-			t.Errorf("a client with token_endpoint_auth_method %s is public", method)
+		if c := with(method, given...); c.Secret() != secret || c.SecretExpiresAt.IsZero() {
+			t.Errorf("token_endpoint_auth_method %s: the secret is not taken over", method)
 		}
 	}
 }
@@ -359,7 +398,9 @@ func TestWrongTypes(t *testing.T) {
 		for _, value := range []string{"1", "true", "{}", `["` + secret + `"]`} {
 			tests = append(tests, problem{name + " " + value[:1], object(name, value), name, "not a string"})
 		}
-		tests = append(tests, problem{name + " empty", object(name, `""`), name, "empty"})
+		if name != "client_secret" {
+			tests = append(tests, problem{name + " empty", object(name, `""`), name, "empty"})
+		}
 	}
 	for _, value := range []string{`"{\"keys\":[]}"`, "[]", "1", "false"} {
 		tests = append(tests, problem{"jwks " + value, object("jwks", value), "jwks", "not a JSON object"})
@@ -367,7 +408,7 @@ func TestWrongTypes(t *testing.T) {
 	for _, value := range []string{`"0"`, "true", "[]", "{}"} {
 		tests = append(tests, problem{"expires_at " + value, object("client_secret_expires_at", value), "client_secret_expires_at", "not a number"})
 	}
-	for _, value := range []string{"-1", "1.5", "1e9", "253402300800", "99999999999999999999999"} {
+	for _, value := range []string{"-1", "-1e9", "1.5", "1.5e0", "1500000000.5", "1e-5", "253402300800", "2534023008e2", "99999999999999999999999", "1e400", "1e999999999"} {
 		tests = append(tests, problem{"expires_at " + value, object("client_secret_expires_at", value), "client_secret_expires_at", "not a whole number of seconds"})
 	}
 	testProblems(t, tests)
@@ -435,7 +476,7 @@ func TestSoftwareStatementIsAWarning(t *testing.T) {
 
 func TestSecretIsNeverShown(t *testing.T) {
 	c := parse(t, object("client_id", `"app"`, "client_secret", `"`+secret+`"`, "id_token_encrypted_response_alg", `"dir"`))
-	if c.Secret != secret {
+	if c.Secret() != secret {
 		t.Fatalf("the secret is not read")
 	}
 	var out bytes.Buffer
@@ -443,11 +484,16 @@ func TestSecretIsNeverShown(t *testing.T) {
 		fmt.Fprintf(&out, verb+"\n", c)
 		fmt.Fprintf(&out, verb+"\n", *c)
 		fmt.Fprintf(&out, verb+"\n", []any{c, *c})
+		// fmt calls no method of what is in an unexported field.
+		fmt.Fprintf(&out, verb+"\n", struct{ c metadata.Client }{*c})
+		fmt.Fprintf(&out, verb+"\n", &struct{ c *metadata.Client }{c})
+		fmt.Fprintf(&out, verb+"\n", struct{ list []metadata.Client }{[]metadata.Client{*c}})
 	}
 	for _, handler := range []slog.Handler{
 		slog.NewTextHandler(&out, &slog.HandlerOptions{AddSource: true}), slog.NewJSONHandler(&out, nil),
 	} {
-		slog.New(handler).Info("registered", "client", c, "value", *c, "list", []metadata.Client{*c})
+		slog.New(handler).Info("registered", "client", c, "value", *c, "list", []metadata.Client{*c},
+			"field", struct{ c metadata.Client }{*c})
 	}
 	for _, v := range []any{c, *c, map[string]any{"client": c}} {
 		text, err := json.Marshal(v)

@@ -1,13 +1,13 @@
 package metadata
 
 import (
-	"bytes"
 	"errors"
-	"io"
+	"math"
 	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/bulla-project/bulla/encrypter/internal/strictjson"
 	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
@@ -40,115 +40,41 @@ type members struct {
 	statement bool   // there is a software_statement
 }
 
-// read walks over the document once. The decoder refuses duplicate names and
-// what is not UTF-8. Its errors are *Error.
+// read reads the members of a document. Its errors are *Error.
 func read(document []byte) (*members, error) {
 	if len(document) > MaxBytes {
 		return nil, invalid("", "the document has %d bytes, and at most %d are allowed: leave out what is not about keys and tokens", len(document), MaxBytes)
 	}
-	r := reader{dec: jsontext.NewDecoder(bytes.NewBuffer(document)), document: document}
+	r := reader{strictjson.NewReader(document, maxDepth)}
 	m, err := r.metadata()
 	if err == nil {
-		err = r.end()
+		err = r.End()
 	}
-	if err != nil {
-		return nil, jsonError(err)
-	}
-	return m, nil
-}
-
-// jsonError puts a decoder's error into words that hold no more of the
-// document than a position: its own could repeat a piece of the secret.
-func jsonError(err error) error {
 	var own *Error
-	var syntax *jsontext.SyntacticError
 	switch {
+	case err == nil:
+		return m, nil
 	case errors.As(err, &own):
-		return own
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return invalid("", "the JSON ends too early: send the whole document")
-	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
-		return invalid("", "an object names a member twice, at byte %d: name each once", syntax.ByteOffset)
-	case errors.As(err, &syntax):
-		return invalid("", "it is not valid JSON in UTF-8, at byte %d: correct it there", syntax.ByteOffset)
+		return nil, own
 	}
-	return invalid("", "it cannot be read as JSON: send a JSON object")
+	return nil, invalid("", "%s", err)
 }
 
-// reader reads the document token by token, so that no limit is checked after
-// the work it should have prevented.
-type reader struct {
-	dec      *jsontext.Decoder
-	document []byte
-}
+// reader walks over the document once.
+type reader struct{ *strictjson.Reader }
 
-func (r *reader) next() (jsontext.Token, error) {
-	token, err := r.dec.ReadToken()
-	if err == nil && r.dec.StackDepth() > maxDepth {
-		return token, invalid("", "it nests deeper than %d levels: leave out what is not about keys and tokens", maxDepth)
-	}
-	return token, err
-}
-
-// skip passes over one value.
-func (r *reader) skip() error {
-	depth := r.dec.StackDepth()
-	for {
-		if _, err := r.next(); err != nil {
-			return err
-		}
-		if r.dec.StackDepth() <= depth {
-			return nil
-		}
-	}
-}
-
-// raw returns one value as it stands in the document.
-func (r *reader) raw() ([]byte, error) {
-	start := r.dec.InputOffset() // after the name
-	if err := r.skip(); err != nil {
-		return nil, err
-	}
-	return bytes.Clone(bytes.TrimLeft(r.document[start:r.dec.InputOffset()], ": \t\r\n")), nil
-}
-
-// end makes sure that nothing but white space is left.
-func (r *reader) end() error {
-	_, err := r.dec.ReadToken()
-	if err == nil {
-		return invalid("", "there is more after the JSON object: send the object alone")
-	}
-	if !errors.Is(err, io.EOF) {
-		return err
-	}
-	return nil
-}
-
-func (r *reader) metadata() (*members, error) {
-	if kind := r.dec.PeekKind(); kind != jsontext.KindBeginObject && kind != jsontext.KindInvalid {
+func (r reader) metadata() (*members, error) {
+	if !r.Is(jsontext.KindBeginObject) {
 		return nil, invalid("", `it is not a JSON object: client metadata look like {"client_id": "…", "jwks_uri": "…"}`)
 	}
-	if _, err := r.next(); err != nil {
-		return nil, err
-	}
 	m := &members{texts: map[string]string{}}
-	for r.dec.PeekKind() != jsontext.KindEndObject {
-		name, err := r.next()
-		if err != nil {
-			return nil, err
-		}
-		if err := r.member(m, name.String()); err != nil {
-			return nil, err
-		}
-	}
-	_, err := r.next()
-	return m, err
+	return m, r.Object(func(name string) error { return r.member(m, name) })
 }
 
 // member reads one member's value.
-func (r *reader) member(m *members, name string) error {
-	if r.dec.PeekKind() == jsontext.KindNull {
-		return r.skip()
+func (r reader) member(m *members, name string) error {
+	if r.Is(jsontext.KindNull) {
+		return r.Skip()
 	}
 	switch name {
 	case memberJWKS:
@@ -163,29 +89,31 @@ func (r *reader) member(m *members, name string) error {
 	if isTokenMember(name) {
 		return r.text(m, name)
 	}
-	return r.skip()
+	return r.Skip()
 }
 
-func (r *reader) text(m *members, name string) error {
-	if kind := r.dec.PeekKind(); kind != jsontext.KindString && kind != jsontext.KindInvalid {
+func (r reader) text(m *members, name string) error {
+	if !r.Is(jsontext.KindString) {
 		return invalid(name, "it is not a string: make it one, or leave it out")
 	}
-	token, err := r.next()
-	if err != nil {
+	text, err := r.Text()
+	switch {
+	case err != nil:
 		return err
-	}
-	if token.String() == "" {
+	case text == "" && name == memberSecret: // so do providers write that there is none
+		return nil
+	case text == "":
 		return invalid(name, "it is empty: give a value, or leave it out")
 	}
-	m.texts[name] = token.String()
+	m.texts[name] = text
 	return nil
 }
 
-func (r *reader) jwks(m *members) error {
-	if kind := r.dec.PeekKind(); kind != jsontext.KindBeginObject && kind != jsontext.KindInvalid {
+func (r reader) jwks(m *members) error {
+	if !r.Is(jsontext.KindBeginObject) {
 		return invalid(memberJWKS, `it is not a JSON object: a JWK Set looks like {"keys": [...]}`)
 	}
-	raw, err := r.raw()
+	raw, err := r.Raw()
 	if err != nil {
 		return err
 	}
@@ -196,11 +124,11 @@ func (r *reader) jwks(m *members) error {
 	return nil
 }
 
-func (r *reader) number(m *members) error {
-	if kind := r.dec.PeekKind(); kind != jsontext.KindNumber && kind != jsontext.KindInvalid {
+func (r reader) number(m *members) error {
+	if !r.Is(jsontext.KindNumber) {
 		return invalid(memberExpiresAt, "it is not a number: give seconds since 1970-01-01T00:00:00Z, or 0 for never")
 	}
-	raw, err := r.raw()
+	raw, err := r.Raw()
 	if err != nil {
 		return err
 	}
@@ -208,9 +136,10 @@ func (r *reader) number(m *members) error {
 	return nil
 }
 
-// seconds reads a number of seconds that is a whole one.
+// seconds reads a number of seconds that is a whole one, however it is written:
+// 1.5e9 and 1500000000.0 are. All below the bound are exact in a float64.
 func seconds(text string) (int64, bool) {
 	const year10000 = 253402300800
-	n, err := strconv.ParseInt(text, 10, 64)
-	return n, err == nil && n >= 0 && n < year10000
+	n, err := strconv.ParseFloat(text, 64)
+	return int64(n), err == nil && n == math.Trunc(n) && n >= 0 && n < year10000
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/kms"
 )
 
 // MaxSecret is the longest client secret, in bytes of UTF-8.
@@ -27,13 +28,8 @@ var (
 	ErrTooShort = fmt.Errorf("%w: too short to sign with", ErrSecret)
 )
 
-// signing is the JWS algorithms that sign with the client's secret, and the
-// least length of it in bytes: that of the hash (RFC 7518, section 3.2). The
-// table of package kms has them as well; encrypters do not know it.
-var signing = map[string]int{"HS256": 32, "HS384": 48, "HS512": 64}
-
 // Signs reports whether a JWS algorithm signs with the client's secret.
-func Signs(algorithm string) bool { return signing[algorithm] > 0 }
+func Signs(algorithm string) bool { return kms.Algorithm(algorithm).Symmetric() }
 
 // needs is what settings take of a client's secret.
 type needs struct {
@@ -86,7 +82,7 @@ func Derive(secret string, settings []registry.Setting) (*Material, error) {
 		m.Keys[size] = key
 	}
 	for _, algorithm := range n.signed {
-		if least := signing[algorithm]; len(secret) < least {
+		if least := kms.Algorithm(algorithm).MinSecret(); len(secret) < least {
 			return nil, fmt.Errorf("%w: %s needs one of at least %d bytes (RFC 7518, section 3.2); give the client a longer secret, or have its tokens signed with another algorithm",
 				ErrTooShort, algorithm, least)
 		}

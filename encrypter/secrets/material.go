@@ -14,7 +14,8 @@ import (
 
 // Material is what is kept of a client's secret, in the clear. It exists in
 // memory only, for as long as it takes to make recipients of it, and prints as
-// "[redacted]".
+// "[redacted]". Hold it by pointer: of a Material in an unexported struct field,
+// fmt would not ask and print all.
 type Material struct {
 	// Keys are the keys derived from the secret, by their size in bytes.
 	Keys map[int][]byte

@@ -13,10 +13,11 @@ type Outcome string
 
 // The outcomes.
 const (
-	Issued  Outcome = "issued"  // a token is about to be handed out
-	Changed Outcome = "changed" // a registration or a signing key was changed
-	Denied  Outcome = "denied"  // the caller may not do this
-	Failed  Outcome = "failed"  // allowed, but it did not work
+	Issued    Outcome = "issued"    // a token is about to be handed out
+	Changed   Outcome = "changed"   // a registration or a signing key was changed
+	Unchanged Outcome = "unchanged" // a registration was repeated, with the same secret
+	Denied    Outcome = "denied"    // the caller may not do this
+	Failed    Outcome = "failed"    // allowed, but it did not work
 )
 
 // Event is what one line of the log says. Fields that are empty are left out
@@ -63,10 +64,12 @@ type Event struct {
 
 	// What a change did: the RFC 7638 thumbprints of the keys before and
 	// after, for each token kind ("ID_TOKEN=…,USERINFO=none", none where it is
-	// not encrypted), where the keys come from ("jwks" or the URL), and the
+	// not encrypted), how tokens are made from now on ("ID_TOKEN=ES256/RSA-OAEP/
+	// A256GCM,legacy"), where the keys come from ("jwks" or the URL), and the
 	// revision of the registration after it.
 	OldThumbprint string
 	NewThumbprint string
+	Settings      string
 	KeySource     string
 	Revision      uint64
 }
@@ -107,6 +110,7 @@ func (e *Event) appendLine(dst []byte) []byte {
 	}
 	dst = appendText(dst, "old_thumbprint", e.OldThumbprint)
 	dst = appendText(dst, "new_thumbprint", e.NewThumbprint)
+	dst = appendText(dst, "settings", e.Settings)
 	dst = appendText(dst, "key_source", e.KeySource)
 	if e.Revision != 0 {
 		dst = append(dst, `,"revision":`...)

@@ -495,8 +495,8 @@ func (v *validator) rsaBits(path string, p Policy) {
 		name string
 		bits int
 	}{{"min_rsa_bits", p.MinRSABits}, {"max_rsa_bits", p.MaxRSABits}} {
-		if bound.bits < kms.MinRSABits || bound.bits > kms.MaxRSABits {
-			v.add(join(path, bound.name), fmt.Sprintf("%d bits cannot be", bound.bits), fmt.Sprintf("write %d to %d", kms.MinRSABits, kms.MaxRSABits))
+		if bound.bits < encrypter.MinRSABits || bound.bits > encrypter.MaxRSABits {
+			v.add(join(path, bound.name), fmt.Sprintf("%d bits cannot be", bound.bits), fmt.Sprintf("write %d to %d", encrypter.MinRSABits, encrypter.MaxRSABits))
 			good = false
 		}
 	}
@@ -631,7 +631,7 @@ func (v *validator) keysAreBoundOnce() {
 				if ref == (KeyRef{}) {
 					continue
 				}
-				if ref == v.c.Wrapping.Ref() || slices.Contains(v.c.Wrapping.FormerKeys, ref) {
+				if v.wraps(ref) {
 					v.add(path, "this is the wrapping key", "use a key pair that does nothing but sign tokens")
 				}
 				if u, ok := first[ref]; !ok {
@@ -642,6 +642,24 @@ func (v *validator) keysAreBoundOnce() {
 			}
 		}
 	}
+}
+
+// wraps reports whether a key is one that wraps, as far as its location tells.
+func (v *validator) wraps(ref KeyRef) bool {
+	for _, w := range append([]KeyRef{v.c.Wrapping.Ref()}, v.c.Wrapping.FormerKeys...) {
+		if ref == w {
+			return true
+		}
+		if ref.Backend != w.Backend || v.c.Backends[ref.Backend].PKCS11 == nil {
+			continue
+		}
+		a, problemA := pkcs11Attributes(ref.Ref)
+		b, problemB := pkcs11Attributes(w.Ref)
+		if problemA == nil && problemB == nil && a["object"] == b["object"] && a["id"] == b["id"] {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *validator) rotation(path string, r Rotation) {

@@ -114,7 +114,7 @@ func (i *Issuer) MaxRSABits() int { return i.policy.maxRSABits }
 // CheckSigning returns ErrAlgorithm if the policy does not allow the JWS alg. For
 // a symmetric one the client must have registered it too.
 func (i *Issuer) CheckSigning(alg kms.Algorithm) error {
-	return i.policy.signing.check("signing algorithm", alg)
+	return i.policy.checkSigning(alg)
 }
 
 // CheckEncryption returns ErrAlgorithm if the policy does not allow the JWE alg

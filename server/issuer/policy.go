@@ -13,7 +13,7 @@ import (
 
 // Default bounds on clients' RSA keys, in bits.
 const (
-	defaultMinRSABits = kms.MinRSABits
+	defaultMinRSABits = encrypter.MinRSABits
 	defaultMaxRSABits = 4096
 )
 
@@ -53,7 +53,7 @@ func newPolicy(cfg *Config) (policy, error) {
 	}
 	if a := cfg.DefaultAlgorithm; a.Symmetric() {
 		wrong = append(wrong, fmt.Errorf("default_signing_algorithm: %w: %s signs with the secret of a client that registered it: name an algorithm of the issuer's keys", ErrAlgorithm, a))
-	} else if err := p.signing.check("signing algorithm", a); err != nil {
+	} else if err := p.checkSigning(a); err != nil {
 		wrong = append(wrong, fmt.Errorf("default_signing_algorithm: %w", err))
 	}
 	wrong = append(wrong, mistakes("signing", signable, cfg.Signing, cfg.Legacy, p.fapi)...)
@@ -63,8 +63,8 @@ func newPolicy(cfg *Config) (policy, error) {
 		wrong = append(wrong, unpaired("encryption", cfg.Encryption, p.encryption, "content_encryption")...)
 		wrong = append(wrong, unpaired("content_encryption", cfg.ContentEncryption, p.content, "encryption")...)
 	}
-	if lo, hi := p.minRSABits, p.maxRSABits; lo < kms.MinRSABits || hi > kms.MaxRSABits || lo > hi {
-		wrong = append(wrong, fmt.Errorf("policy.min_rsa_bits, policy.max_rsa_bits: RSA keys of %d to %d bits cannot be: write bounds from %d to %d, the lower one first", lo, hi, kms.MinRSABits, kms.MaxRSABits))
+	if lo, hi := p.minRSABits, p.maxRSABits; lo < encrypter.MinRSABits || hi > encrypter.MaxRSABits || lo > hi {
+		wrong = append(wrong, fmt.Errorf("policy.min_rsa_bits, policy.max_rsa_bits: RSA keys of %d to %d bits cannot be: write bounds from %d to %d, the lower one first", lo, hi, encrypter.MinRSABits, encrypter.MaxRSABits))
 	}
 	return p, errors.Join(wrong...)
 }
@@ -138,6 +138,11 @@ func unpaired[T ~string](list string, named []T, usable allowed[T], other string
 	return wrong
 }
 
+// checkSigning is Issuer.CheckSigning.
+func (p *policy) checkSigning(alg kms.Algorithm) error {
+	return checkFor(p, "signing algorithm", "signing", p.signing, alg, true)
+}
+
 // checkEncryption is Issuer.CheckEncryption.
 func (p *policy) checkEncryption(alg encrypter.KeyAlgorithm, enc encrypter.ContentEncryption, legacyClient bool) error {
 	if err := checkFor(p, "encryption algorithm", "encryption", p.encryption, alg, legacyClient); err != nil {
@@ -184,13 +189,6 @@ func forClient[T name](list allowed[T], legacyClient bool) allowed[T] {
 
 // allowed is a short list of names; a linear look is fastest.
 type allowed[T ~string] []T
-
-func (a allowed[T]) check(what string, name T) error {
-	if slices.Contains(a, name) {
-		return nil
-	}
-	return fmt.Errorf("%w: %s %q; allowed here: %s", ErrAlgorithm, what, string(name), a)
-}
 
 func (a allowed[T]) String() string {
 	names := make([]string, len(a))

@@ -45,6 +45,10 @@ var (
 	// ErrSignedOnly: tokens of this kind are not encrypted. The caller asks
 	// for a signed one.
 	ErrSignedOnly = errors.New("tokens of this kind are only signed")
+
+	// ErrAudience: aud names, beside the client, a party that the caller may
+	// not issue tokens for. The caller leaves it out, or is granted it.
+	ErrAudience = errors.New("audience not allowed")
 )
 
 // Authorizer decides what a caller may do: authz.Policy.
@@ -176,23 +180,27 @@ func (s *Sealer) Sign(ctx context.Context, req Request) (*Result, error) {
 // token is a token on its way.
 type token struct {
 	Request
-	issuer *issuer.Issuer
-	event  audit.Event
-	result Result
+	permission authz.Permission
+	issuer     *issuer.Issuer
+	event      audit.Event
+	result     Result
 }
 
 // issue walks the way, and puts on record how it ended.
 func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permission, step func(context.Context, *token) error) (*Result, error) {
-	t := &token{Request: req}
+	t := &token{Request: req, permission: permission}
 	t.event = audit.Event{
 		RPC: req.RPC, Caller: req.Caller, Permission: string(permission),
 		Issuer: req.Issuer, ClientID: req.ClientID, TokenKind: string(req.Kind),
 	}
-	err := s.authorize(t, permission)
+	err := s.authorize(t)
 	if err != nil {
 		t.event.Outcome = audit.Denied
 	} else if err = step(ctx, t); err != nil {
 		t.event.Outcome = audit.Failed
+		if errors.Is(err, ErrAudience) {
+			t.event.Outcome = audit.Denied
+		}
 	} else {
 		t.event.Outcome = audit.Issued
 		t.event.TokenSHA256 = sha256.Sum256([]byte(t.result.Token))
@@ -218,14 +226,14 @@ func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permis
 
 // authorize finds the issuer and asks for permission. A caller that no grant
 // names does not learn which issuers there are.
-func (s *Sealer) authorize(t *token, permission authz.Permission) error {
+func (s *Sealer) authorize(t *token) error {
 	found, unknown := s.cfg.Issuers.Find(t.Issuer)
 	if unknown == nil {
 		t.issuer = found
 		t.event.Issuer = found.Name()
 	}
 	err := s.cfg.Authorizer.Allow(t.Caller, authz.Request{
-		Permission: permission, Issuer: t.event.Issuer, TokenKind: string(t.Kind), ClientID: t.ClientID,
+		Permission: t.permission, Issuer: t.event.Issuer, TokenKind: string(t.Kind), ClientID: t.ClientID,
 	})
 	if unknown != nil && !errors.Is(err, authz.ErrCallerUnknown) {
 		return unknown
@@ -242,6 +250,9 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	}
 	began := time.Now()
 	to, err := s.cfg.Recipients.Recipient(ctx, t.issuer.Name(), t.ClientID, registry.TokenKind(t.Kind))
+	if errors.Is(err, keycache.ErrNoSetting) {
+		return fmt.Errorf("%w, %s: register one for %s", err, t.Kind, registry.TokenKind(t.Kind).SettingKind())
+	}
 	if err != nil {
 		return err
 	}
@@ -338,6 +349,9 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	if err != nil {
 		return nil, err
 	}
+	if err := s.allowAudiences(t, payload); err != nil {
+		return nil, err
+	}
 	signing := time.Now()
 	s.cfg.Observer.Stage(StagePrepare, "", signing.Sub(began))
 	jws, err := signer.Sign(ctx, key, payload)
@@ -350,6 +364,21 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	t.event.SigningKeyID, t.event.SigningAlgorithm = key.KeyID(), string(alg)
 	t.event.JTI = payload.ID()
 	return jws, nil
+}
+
+// allowAudiences wants the caller to be allowed all that aud names. The client
+// gets a signed token out of the encrypted one, and whoever else aud names would
+// take that for its own.
+func (s *Sealer) allowAudiences(t *token, payload *signer.Payload) error {
+	for _, audience := range payload.OtherAudiences() {
+		err := s.cfg.Authorizer.Allow(t.Caller, authz.Request{
+			Permission: t.permission, Issuer: t.issuer.Name(), TokenKind: string(t.Kind), ClientID: audience,
+		})
+		if err != nil {
+			return fmt.Errorf("%w: claims.aud names parties beside the client that this caller may not issue for; leave them out, or ask the operator for a grant that covers them", ErrAudience)
+		}
+	}
+	return nil
 }
 
 // signingKey is the issuer's, or the client's secret where the client registered

@@ -37,6 +37,8 @@ type world struct {
 
 	denied, recipientErr, settingErr, keyErr, signErr, auditErr, secretErr error
 
+	deniedClient string
+
 	setting registry.Setting
 	secret  []byte
 	client  *rsa.PrivateKey
@@ -49,6 +51,9 @@ func (w *world) step(name string) { w.steps = append(w.steps, name) }
 
 func (w *world) Allow(_ string, r authz.Request) error {
 	w.step("authorize " + string(r.Permission))
+	if w.deniedClient != "" && r.ClientID == w.deniedClient {
+		return authz.ErrNotAllowed
+	}
 	return w.denied
 }
 
@@ -339,4 +344,29 @@ func TestLegacyAlgorithmsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantSteps(t, w, "authorize issue", "recipient", "key ES256", "sign", "legacy main RSA1_5 A256GCM", "audit issued")
+}
+
+// A token that names another client in aud is worth something to that client:
+// whoever may not issue for it cannot have it made in passing.
+func TestEveryAudienceNeedsAGrant(t *testing.T) {
+	for _, test := range []struct {
+		claims string
+		want   error
+	}{
+		{`{"sub":"alice","aud":"app"}`, nil},
+		{`{"sub":"alice","aud":["app","friend"]}`, nil},
+		{`{"sub":"alice","aud":["app","victim"]}`, ErrAudience},
+		{`{"sub":"alice","aud":["victim","app"],"azp":"app"}`, ErrAudience},
+	} {
+		w, s := newWorld(t)
+		w.deniedClient = "victim"
+		req := request()
+		req.Claims = []byte(test.claims)
+		if _, err := s.SignAndEncrypt(t.Context(), req); !errors.Is(err, test.want) {
+			t.Errorf("%s: got %v, want %v", test.claims, err, test.want)
+		}
+		if test.want != nil && (slices.Contains(w.steps, "sign") || w.events[0].Outcome != audit.Denied) {
+			t.Errorf("%s: steps %v, on record as %s", test.claims, w.steps, w.events[0].Outcome)
+		}
+	}
 }

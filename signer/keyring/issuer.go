@@ -335,6 +335,7 @@ func (i *issuer) publish() {
 	now := i.cfg.Clock()
 	for alg, r := range i.rings {
 		rv := ring(alg)
+		v.unverified = v.unverified || r.Unverified
 		for n, e := range r.Entries {
 			if slices.ContainsFunc(r.Entries[:n], func(o Entry) bool { return o.KeyID == e.KeyID }) {
 				continue // named twice: adopt took one

@@ -100,6 +100,9 @@ type Ring struct {
 	Entries   []Entry       `json:"entries"`
 	// Revision counts the changes of the ring from 1. The store sets it.
 	Revision uint64 `json:"revision"`
+	// Unverified says that the store could not authenticate the ring when it
+	// handed it out: it may be forged. It is not stored.
+	Unverified bool `json:"-"`
 }
 
 // Store keeps key rings. What a write has acknowledged survives the death of
@@ -111,8 +114,8 @@ type Ring struct {
 // own, so that whoever holds the ring goes on with it and whoever starts has
 // none. A store that cannot authenticate anything yet, because the backend it
 // needs for that has been down since the start, may hand out rings all the
-// same; it refuses to write what was made of them, and if one of them turns
-// out to be forged, it comes back without entries.
+// same, marked as Unverified; it refuses to write what was made of them, and if
+// one of them turns out to be forged, it comes back without entries.
 type Store interface {
 	// Ring returns the ring of an issuer and algorithm, or ErrNotFound.
 	Ring(ctx context.Context, issuer string, alg kms.Algorithm) (*Ring, error)

@@ -20,7 +20,10 @@ type view struct {
 	asOf time.Time
 	// problem is why they could not be read the last time; nil if they could.
 	problem error
-	rings   map[kms.Algorithm]*ringView
+	// unverified is set while any of the rings is one that the store could not
+	// authenticate.
+	unverified bool
+	rings      map[kms.Algorithm]*ringView
 }
 
 // ringView is a ring in a view. It is there for each algorithm that is stored
@@ -101,18 +104,36 @@ func (v *view) algorithms() []kms.Algorithm {
 	return slices.DeleteFunc(kms.Algorithms(), func(a kms.Algorithm) bool { return v.rings[a] == nil })
 }
 
-// JWKS returns an issuer's JWK Set with its next, active and retiring keys. It
-// needs no backend and no store. etag is a strong entity tag with its quotes
-// (RFC 9110, section 8.8.3), and asOf is when the keys were last read from the
-// store. Errors are ErrIssuerUnknown, ErrUnavailable if they never were, and
-// ErrNotOpen if there is no key to publish yet.
+// JWKS is PublicKeys for those who do not cache what they get.
 func (k *Keyring) JWKS(issuer string) (doc []byte, etag string, asOf time.Time, err error) {
+	set, err := k.PublicKeys(issuer)
+	return set.JWKS, set.ETag, set.AsOf, err
+}
+
+// PublicKeys is what an issuer publishes.
+type PublicKeys struct {
+	// JWKS is the JWK Set (RFC 7517).
+	JWKS []byte
+	// ETag is a strong entity tag with its quotes (RFC 9110, section 8.8.3).
+	ETag string
+	// AsOf is when the keys were last read from the store.
+	AsOf time.Time
+	// Unverified says that the store could not authenticate all of them yet,
+	// so that somebody may have forged them. Nobody should keep the set.
+	Unverified bool
+}
+
+// PublicKeys returns an issuer's JWK Set with its next, active and retiring
+// keys. It needs no backend and no store. Errors are ErrIssuerUnknown,
+// ErrUnavailable if the keys were never read from the store, and ErrNotOpen if
+// there is no key to publish yet.
+func (k *Keyring) PublicKeys(issuer string) (PublicKeys, error) {
 	v, err := k.view(issuer)
 	if err != nil {
-		return nil, "", time.Time{}, err
+		return PublicKeys{}, err
 	}
 	if v.asOf.IsZero() {
-		return nil, "", time.Time{}, fmt.Errorf("%w: issuer %s: %w", ErrUnavailable, issuer, v.notLoaded())
+		return PublicKeys{}, fmt.Errorf("%w: issuer %s: %w", ErrUnavailable, issuer, v.notLoaded())
 	}
 	now := k.clock()
 	var jwks []json.RawMessage
@@ -125,11 +146,12 @@ func (k *Keyring) JWKS(issuer string) (doc []byte, etag string, asOf time.Time, 
 	}
 	if len(jwks) == 0 {
 		// A verifier that caches an empty set refuses good tokens later.
-		return nil, "", time.Time{}, fmt.Errorf("%w: issuer %s: no key has been opened yet, so none is known", ErrNotOpen, issuer)
+		return PublicKeys{}, fmt.Errorf("%w: issuer %s: no key has been opened yet, so none is known", ErrNotOpen, issuer)
 	}
-	doc = signer.JWKS(jwks)
+	doc := signer.JWKS(jwks)
 	sum := sha256.Sum256(doc)
-	return doc, `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`, v.asOf, nil
+	etag := `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`
+	return PublicKeys{JWKS: doc, ETag: etag, AsOf: v.asOf, Unverified: v.unverified}, nil
 }
 
 // KeyInfo is what there is to say of a key to an operator.

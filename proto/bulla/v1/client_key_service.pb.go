@@ -353,7 +353,11 @@ type ClientKey struct {
 	// When the client was registered.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When the registration last changed.
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Whether the client may be given legacy algorithms.
+	Legacy bool `protobuf:"varint,17,opt,name=legacy,proto3" json:"legacy,omitempty"`
+	// Whether its tokens have the x5t header where its key has a certificate.
+	X5T           bool `protobuf:"varint,18,opt,name=x5t,proto3" json:"x5t,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -500,6 +504,20 @@ func (x *ClientKey) GetUpdatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ClientKey) GetLegacy() bool {
+	if x != nil {
+		return x.Legacy
+	}
+	return false
+}
+
+func (x *ClientKey) GetX5T() bool {
+	if x != nil {
+		return x.X5T
+	}
+	return false
+}
+
 // RegisterClientKeyRequest registers a client, or changes its registration.
 type RegisterClientKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -517,8 +535,8 @@ type RegisterClientKeyRequest struct {
 	//	*RegisterClientKeyRequest_ClientSecret
 	//	*RegisterClientKeyRequest_ClientMetadata
 	KeySource isRegisterClientKeyRequest_KeySource `protobuf_oneof:"key_source"`
-	// How each kind of token is made. Beside client_metadata a setting given here
-	// counts for its kind.
+	// How each kind of token is made. Beside client_metadata, what is given here
+	// for a kind counts before what the metadata says of it.
 	Settings []*ResponseSetting `protobuf:"bytes,8,rep,name=settings,proto3" json:"settings,omitempty"`
 	// Allows the legacy algorithms, where the issuer's policy allows them too.
 	Legacy bool `protobuf:"varint,9,opt,name=legacy,proto3" json:"legacy,omitempty"`
@@ -1727,7 +1745,7 @@ const file_bulla_v1_client_key_service_proto_rawDesc = "" +
 	"thumbprint\x18\x03 \x01(\tR\n" +
 	"thumbprint\x121\n" +
 	"\x14encryption_algorithm\x18\x04 \x01(\tR\x13encryptionAlgorithm\x12-\n" +
-	"\x12content_encryption\x18\x05 \x01(\tR\x11contentEncryption\"\xed\x05\n" +
+	"\x12content_encryption\x18\x05 \x01(\tR\x11contentEncryption\"\x97\x06\n" +
 	"\tClientKey\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12+\n" +
@@ -1751,7 +1769,9 @@ const file_bulla_v1_client_key_service_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"\xba\x03\n" +
+	"updated_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x16\n" +
+	"\x06legacy\x18\x11 \x01(\bR\x06legacy\x12\x10\n" +
+	"\x03x5t\x18\x12 \x01(\bR\x03x5t\"\xba\x03\n" +
 	"\x18RegisterClientKeyRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x14\n" +
