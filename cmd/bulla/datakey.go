@@ -13,8 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/bulla-project/bulla/encrypter/registry"
-	"github.com/bulla-project/bulla/encrypter/secrets"
 	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/store/bolt"
@@ -97,83 +95,6 @@ func printDataKeysJSON(out io.Writer, list []datakey.Info) error {
 	e := json.NewEncoder(out)
 	e.SetEscapeHTML(false)
 	return e.Encode(objects)
-}
-
-func datakeyReplaceCommand(file *string) *cobra.Command {
-	return &cobra.Command{
-		Use:   "replace",
-		Short: "Make a new data key, seal everything anew under it, and remove the old ones",
-		Long: `Make a new data key, seal and authenticate everything stored anew under it, and
-remove the old ones. It may be broken off at any moment and run again.
-
-To replace the wrapping key as well, make the new one in its backend, name it in
-wrapping.key and the old one, as BACKEND:KEY, in wrapping.former. Run this
-command and start the service. Once it is well, take the old one out of the
-configuration and destroy it: whatever copies there are of the store as it was
-can then be read by nobody.
-
-A record that fails its authentication was changed by somebody who can write the
-file. It is named, left as it is, and not used.`,
-		Args: arguments(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withStore(cmd, *file, func(ctx context.Context, s *stoppedStore) error {
-				return replaceDataKeys(ctx, cmd.OutOrStdout(), s.store)
-			})
-		},
-	}
-}
-
-// replaceDataKeys leaves the store with one data key, a new one.
-func replaceDataKeys(ctx context.Context, out io.Writer, store *bolt.Store) error {
-	keys := store.Keys()
-	current, err := keys.Replace(ctx)
-	if err != nil {
-		return wrappingTrouble(err)
-	}
-	broken := func(err error) error {
-		return fmt.Errorf("%w; %s is the data key now, and those before it are still there for what is still under them: run the command again", err, current)
-	}
-	keeper := secrets.New(keys, datakey.ErrTampered)
-	done, err := store.Reseal(ctx, func(ctx context.Context, reg *registry.Registration) (*registry.Secret, error) {
-		material, err := keeper.Open(ctx, reg)
-		if err != nil {
-			return nil, err
-		}
-		return keeper.Seal(ctx, reg.Issuer, reg.ClientID, material, reg.Source.Secret.ExpiresAt)
-	})
-	if err != nil {
-		return broken(wrappingTrouble(err))
-	}
-	list, err := keys.List(ctx)
-	if err != nil {
-		return broken(wrappingTrouble(err))
-	}
-	removed := 0
-	for _, k := range list {
-		if k.Current {
-			continue
-		}
-		if err := keys.Retire(ctx, k.ID); err != nil {
-			return broken(err)
-		}
-		removed++
-	}
-	if _, err := fmt.Fprintf(out, "%s is the data key now: %s sealed anew under it, %s removed\n",
-		current, plural(done.Rows, "record"), plural(removed, "old data key")); err != nil {
-		return err
-	}
-	if done.Refused > 0 {
-		return fmt.Errorf("%s failed the authentication and stayed as found: the lines above name them. Somebody has changed the store: register such clients anew; other records come back from a backup only", plural(done.Refused, "record"))
-	}
-	return nil
-}
-
-// wrappingTrouble says what to do where a wrapping key did not do its part.
-func wrappingTrouble(err error) error {
-	if !errors.Is(err, datakey.ErrUnavailable) {
-		return err
-	}
-	return fmt.Errorf("%w; \"bulla doctor\" says what is wrong with the backend or the key", err)
 }
 
 // stoppedStore is the store of a stopped service, and what unwraps its data keys.

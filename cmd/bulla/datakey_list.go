@@ -10,7 +10,7 @@ import (
 )
 
 // frozen is the data keys of a store as they were read. Those who look at it
-// change nothing: datakey.Keys makes a key where the current one is missing.
+// change nothing, whatever becomes of datakey.Keys.
 type frozen struct{ records []datakey.Record }
 
 var errFrozen = errors.New("nothing is written while the data keys are only looked at")

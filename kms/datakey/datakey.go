@@ -26,6 +26,9 @@
 //
 //   - What is sealed or authenticated under a key that a store never had from
 //     this service is ErrTampered, and so is everything that was changed.
+//   - A key is deleted only by Retire, and never one that cannot be opened while
+//     something stored names it: a wrapping key that is missing from the
+//     configuration costs nothing for good.
 //   - Once a key has been unwrapped, its use takes no I/O and no lock. Those
 //     who write look at the store again after a minute, to see what other
 //     replicas have replaced.
@@ -37,8 +40,13 @@
 // Somebody who can write the store can always take its newest keys away, or put
 // all of it back to an earlier state: nothing in a store can prove that it is
 // the newest, and a process that starts takes an older key for the current one.
-// A data key that has leaked is therefore not dealt with by replacing it alone. Name a new wrapping key, let everything be sealed anew,
-// then destroy the old wrapping key.
+//
+// To retire a data key removes its record and no more. Who has kept a copy of
+// the record can put it back, and with it what was stored under the key: as long
+// as the wrapping key is there and configured, it opens as before. So a data key
+// that has leaked, or rows that must never come back, are not dealt with by
+// replacing the data key alone. Name a new wrapping key, have everything sealed
+// anew, take the old one out of the configuration, and destroy it.
 //
 // A wrapping key belongs to one deployment. What two deployments wrap with the
 // same key, each would accept from the other.
@@ -110,7 +118,8 @@ type Keys struct {
 	// who waits for it can give up. The token guards the fields below.
 	turn     chan struct{}
 	wrappers map[string]kms.Wrapper // by location, those open
-	failures map[string]failure     // by id, "" for the current key
+	failures map[string]failure     // by id
+	failing  failure                // of the look for the current key
 	refused  map[string]string      // by id: the wrapped bytes that did not unwrap
 	alarmed  map[string]bool        // by id and problem: what the log has been told
 }
@@ -207,6 +216,17 @@ func (k *Keys) Current(ctx context.Context) (id string, err error) {
 	return key.id, nil
 }
 
+// Opens reports whether the data key of an id can be used: without it, to be
+// authentic is a question that only another configuration or a backup answers.
+// Errors are ErrUnavailable or the context's.
+func (k *Keys) Opens(ctx context.Context, id string) (bool, error) {
+	_, err := k.find(ctx, id)
+	if errors.Is(err, ErrTampered) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Ready reports whether any data key has been opened: whether the backend was
 // there at least once.
 func (k *Keys) Ready() bool { return len(k.known.Load().keys) > 0 }
@@ -223,6 +243,9 @@ func (k *Keys) current(ctx context.Context) (*key, error) {
 func (k *Keys) find(ctx context.Context, id string) (*key, error) {
 	if key := k.known.Load().keys[id]; key != nil {
 		return key, nil
+	}
+	if _, ok := parseID(id); !ok {
+		return nil, fmt.Errorf("%w: no data key of this service has the id %.40q", ErrTampered, id)
 	}
 	return k.load(ctx, id)
 }

@@ -609,7 +609,7 @@ func TestKeyThatDoesNotComeBackIsNotUsed(t *testing.T) {
 
 func TestStoreFullOfDataKeysIsRefused(t *testing.T) {
 	s, w := datakeytest.NewStore(), datakeytest.NewWrapper()
-	seal(t, keys(t, s, w), "", "")
+	first, sealed := seal(t, keys(t, s, w), "secret", "")
 	s.Tamper(func(records map[string]datakey.Record) {
 		for i := range 100_000 {
 			id := fmt.Sprintf("dk-%d", i+2)
@@ -617,10 +617,101 @@ func TestStoreFullOfDataKeysIsRefused(t *testing.T) {
 		}
 	})
 	calls := w.Calls()
-	_, _, err := keys(t, s, w).Seal(t.Context(), nil, nil)
-	wantErr(t, "Seal", err, datakey.ErrTampered)
+	k := keys(t, s, w)
+	_, _, err := k.Seal(t.Context(), nil, nil)
+	wantErr(t, "Seal", err, datakey.ErrUnavailable)
+	_, err = k.List(t.Context())
+	wantErr(t, "List", err, datakey.ErrUnavailable)
+	wantErr(t, "Retire", k.Retire(t.Context(), "dk-2"), datakey.ErrUnavailable)
+	if !strings.Contains(fmt.Sprint(err), "100001 data keys") {
+		t.Errorf("got %q, want their number in it", err)
+	}
 	if w.Calls() != calls {
 		t.Error("the backend was asked")
+	}
+	wantOpen(t, k, first, sealed, "", "secret") // one key, one call
+}
+
+// What the service makes itself must never come near the limit of what it
+// reads.
+func TestDataKeysAreNotMadeWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, w := datakeytest.NewStore(), datakeytest.NewWrapper()
+		first, sealed := seal(t, keys(t, s, w), "secret", "")
+		k := keys(t, s, w)
+		var err error
+		for range 100 {
+			if _, err = k.Replace(t.Context()); err != nil {
+				break
+			}
+		}
+		wantErr(t, "Replace", err, datakey.ErrUnavailable)
+		if n := len(s.Snapshot()); n != 32 || !strings.Contains(fmt.Sprint(err), "the store has 32 data keys already") {
+			t.Errorf("got %d data keys, %v; want 32 and the advice", n, err)
+		}
+		// Everything goes on, in new processes too, and there is a way out.
+		k = keys(t, s, w)
+		wantOpen(t, k, first, sealed, "", "secret")
+		seal(t, k, "new", "")
+		if err := k.Retire(t.Context(), first); err != nil {
+			t.Error(err)
+		}
+		replace(t, k)
+	})
+}
+
+func TestReplaceMakesOneKey(t *testing.T) {
+	s, w1, w2 := datakeytest.NewStore(), datakeytest.NewWrapper(), datakeytest.NewWrapper()
+	seal(t, keys(t, s, w1), "", "")
+	k := keys(t, s, w1, moved(w1, w2, datakeytest.Location))
+	if id := replace(t, k); id != "dk-2" || len(s.Snapshot()) != 2 {
+		t.Errorf("under a new wrapping key: got %s and %d data keys, want dk-2 and 2", id, len(s.Snapshot()))
+	}
+	if id := replace(t, keys(t, datakeytest.NewStore(), w1)); id != "dk-1" {
+		t.Errorf("in an empty store: got %s, want dk-1", id)
+	}
+}
+
+func TestToLookAndToRetireMakesNoKey(t *testing.T) {
+	s, w1, w2 := datakeytest.NewStore(), datakeytest.NewWrapper(), datakeytest.NewWrapper()
+	k := keys(t, s, w1)
+	if list, err := k.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("List of an empty store: got %+v, %v", list, err)
+	}
+	wantErr(t, "Retire", k.Retire(t.Context(), "dk-1"), datakey.ErrNotFound)
+	seal(t, k, "", "")
+	k = keys(t, s, w1, moved(w1, w2))
+	if list, err := k.List(t.Context()); err != nil || len(list) != 1 || list[0].Current || list[0].Problem == "" {
+		t.Errorf("List: got %+v, %v", list, err)
+	}
+	s.SetInUse("dk-1", true)
+	wantErr(t, "Retire", k.Retire(t.Context(), "dk-1"), datakey.ErrInUse)
+	if n := len(s.Snapshot()); n != 1 {
+		t.Errorf("got %d data keys, want 1", n)
+	}
+}
+
+// A row can name anything, and must not hurt those that are sound.
+func TestIDThatIsNoneStopsNothing(t *testing.T) {
+	s, w := datakeytest.NewStore(), datakeytest.NewWrapper()
+	id, sealed := seal(t, keys(t, s, w), "secret", "")
+	for _, bad := range []string{"", "dk-", "dk-0", "dk-01", "current", "dk-9"} {
+		k := keys(t, s, w)
+		reads := s.Reads()
+		_, err := k.Open(t.Context(), bad, sealed, nil)
+		wantErr(t, "Open under "+bad, err, datakey.ErrTampered)
+		if opens, err := k.Opens(t.Context(), bad); opens || err != nil {
+			t.Errorf("Opens %q: got %t, %v", bad, opens, err)
+		}
+		if n := s.Reads() - reads; bad != "dk-9" && n != 0 {
+			t.Errorf("%q: the store was read %d times for an id that it cannot have", bad, n)
+		}
+		if now, _ := seal(t, k, "new", ""); now != id {
+			t.Errorf("%q: sealed under %s, want %s", bad, now, id)
+		}
+		if opens, err := k.Opens(t.Context(), id); !opens || err != nil {
+			t.Errorf("Opens %q: got %t, %v", id, opens, err)
+		}
 	}
 }
 

@@ -37,7 +37,7 @@ type snapshot struct {
 	readAt  time.Time // when current was last held against the store
 }
 
-// failure is what came of the last try to get a key.
+// failure is what came of the last try to get a key; the zero value is none.
 type failure struct {
 	at  time.Time
 	err error
@@ -64,25 +64,20 @@ func (k *Keys) locked(ctx context.Context, fn func(ctx context.Context) error) e
 // errSlow ends a look that takes too long for those who wait behind it.
 var errSlow = errors.New("no answer in time")
 
-// retried runs look unless the same look has failed just now. For the holder
-// of turn.
-func (k *Keys) retried(ctx context.Context, id string, look func() (*key, error)) (*key, error) {
-	if f, ok := k.failures[id]; ok && time.Since(f.at) < patience {
-		return nil, f.err
+// retried runs look unless the same look has failed just now: last is how it
+// ended, and so is the failure that is returned.
+func retried(ctx context.Context, last failure, look func() (*key, error)) (*key, failure, error) {
+	if last.err != nil && time.Since(last.at) < patience {
+		return nil, last, last.err
 	}
 	found, err := look()
 	if err == nil {
-		delete(k.failures, id)
-		return found, nil
+		return found, failure{}, nil
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errSlow) {
-		return nil, err // its caller left; the next one shall try
+		return nil, last, err // its caller left; the next one shall try
 	}
-	if len(k.failures) >= maxFailures {
-		clear(k.failures)
-	}
-	k.failures[id] = failure{time.Now(), err}
-	return nil, err
+	return nil, failure{time.Now(), err}, err
 }
 
 // load opens the key of an id.
@@ -91,8 +86,10 @@ func (k *Keys) load(ctx context.Context, id string) (found *key, err error) {
 		if found = k.known.Load().keys[id]; found != nil {
 			return nil
 		}
-		found, err = k.retried(ctx, id, func() (*key, error) {
-			records, err := k.read(ctx)
+		var last failure
+		found, last, err = retried(ctx, k.failures[id], func() (*key, error) {
+			// However many there are, what is stored can be read.
+			records, err := k.records(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -102,12 +99,24 @@ func (k *Keys) load(ctx context.Context, id string) (found *key, err error) {
 			}
 			return k.open(ctx, records[i])
 		})
+		k.noteFailure(id, last)
 		if err == nil {
 			k.remember(found)
 		}
 		return err
 	})
 	return found, err
+}
+
+func (k *Keys) noteFailure(id string, last failure) {
+	if last.err == nil {
+		delete(k.failures, id)
+		return
+	}
+	if len(k.failures) >= maxFailures {
+		clear(k.failures)
+	}
+	k.failures[id] = last
 }
 
 // loadCurrent finds the current key, or makes it.
@@ -119,7 +128,7 @@ func (k *Keys) loadCurrent(ctx context.Context) (*key, error) {
 			found = s.current // another has looked while this one waited
 			return nil
 		}
-		found, err = k.retried(ctx, "", func() (*key, error) { return k.newest(ctx, 0) })
+		found, k.failing, err = retried(ctx, k.failing, func() (*key, error) { return k.newest(ctx, 0) })
 		return err
 	})
 	return found, err
@@ -140,28 +149,46 @@ func (k *Keys) newest(ctx context.Context, above uint64) (*key, error) {
 	// Each round that is lost, another replica has won.
 	for range 5 {
 		at := time.Now()
-		records, err := k.read(ctx)
+		records, found, err := k.look(ctx)
 		if err != nil {
 			return nil, err
 		}
-		found, err := k.highest(ctx, records)
+		if found != nil && found.number > above {
+			return found, nil
+		}
+		made, err := k.make(ctx, records, found)
+		if errors.Is(err, ErrExists) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		if found == nil || found.number <= above {
-			found, err = k.make(ctx, records, found)
-			if errors.Is(err, ErrExists) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			records = append(records, found.record)
-		}
-		k.adopt(records, found, at)
-		return found, nil
+		k.adopt(append(records, made.record), made, at)
+		return made, nil
 	}
 	return nil, fmt.Errorf("%w: others make data keys at the same time; try again", ErrUnavailable)
+}
+
+// look reads the store and finds the current key in it, nil if there is none.
+// It makes none. If the current key cannot be had, records are there beside the
+// error. For the holder of turn.
+func (k *Keys) look(ctx context.Context) (records []Record, current *key, err error) {
+	at := time.Now()
+	records, err = k.records(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(records) > maxRecords {
+		return nil, nil, fmt.Errorf("%w: the store has %d data keys, and a service never makes more than %d: somebody has written to it; look who, and restore it from a backup", ErrUnavailable, len(records), maxMade)
+	}
+	current, err = k.highest(ctx, records)
+	if err != nil {
+		return records, nil, err
+	}
+	if current != nil {
+		k.adopt(records, current, at)
+	}
+	return records, current, nil
 }
 
 // highest is the key with the highest number of the configured wrapping key,
@@ -175,6 +202,9 @@ func (k *Keys) highest(ctx context.Context, records []Record) (*key, error) {
 	var candidates []candidate
 	for _, r := range records {
 		number, ok := parseID(r.ID)
+		if !ok {
+			k.alarm(r.ID, notOurs)
+		}
 		if r.WrappedBy == k.cfg.Location && ok && (inUse == nil || number > inUse.number) {
 			candidates = append(candidates, candidate{r, number})
 		}
@@ -197,6 +227,9 @@ func (k *Keys) highest(ctx context.Context, records []Record) (*key, error) {
 // make makes a new data key, with a number above that of the current one, and
 // stores it. Its error is ErrExists if another was faster.
 func (k *Keys) make(ctx context.Context, records []Record, current *key) (*key, error) {
+	if len(records) >= maxMade {
+		return nil, fmt.Errorf("%w: the store has %d data keys already, and no more are made: run `bulla datakey replace` with every wrapping key that they name in the configuration; it removes those that nothing needs", ErrUnavailable, len(records))
+	}
 	number := uint64(1)
 	if current != nil {
 		number = current.number + 1
@@ -246,14 +279,11 @@ func (k *Keys) make(ctx context.Context, records []Record, current *key) (*key, 
 
 var errNotSame = errors.New("other bytes came back")
 
-// read reads the records from the store.
-func (k *Keys) read(ctx context.Context) ([]Record, error) {
+// records reads the records from the store.
+func (k *Keys) records(ctx context.Context) ([]Record, error) {
 	records, err := k.cfg.Store.DataKeys(ctx)
 	if err != nil {
 		return nil, unavailable("read the data keys from the store", err)
-	}
-	if len(records) > maxRecords {
-		return nil, fmt.Errorf("%w: the store has %d data keys, and a service makes a few; look who writes to it, and restore it from a backup", ErrTampered, len(records))
 	}
 	return records, nil
 }
@@ -273,7 +303,7 @@ func (k *Keys) open(ctx context.Context, r Record) (*key, error) {
 	number, ok := parseID(r.ID)
 	switch {
 	case !ok, len(r.Wrapped) == 0, len(r.Wrapped) > maxWrapped:
-		return nil, k.refuse(r, "is none of this service's")
+		return nil, k.refuse(r, notOurs)
 	case r.WrappedBy != k.cfg.Location && !slices.Contains(k.cfg.Former, r.WrappedBy):
 		return nil, k.refuse(r, fmt.Sprintf("is said to be wrapped by %.100q, which the configuration does not name; if that was the wrapping key before, name it as a former one", r.WrappedBy))
 	case k.refused[r.ID] == refusal(&r):
@@ -296,6 +326,8 @@ func (k *Keys) open(ctx context.Context, r Record) (*key, error) {
 	clear(secret)
 	return opened, err
 }
+
+const notOurs = "is none of this service's"
 
 const unwrapProblem = "does not unwrap: it was changed, or was not made by this service; restore it from a backup if records need it"
 

@@ -19,14 +19,16 @@ var (
 	ErrNotFound = errors.New("no such data key")
 
 	// ErrInUse: the data key may not go yet. Something stored still needs it:
-	// seal everything anew under the current key first. Or it is the current
+	// seal everything anew under the current key first. Or it does not open,
+	// and something stored names it: make it open first. Or it is the current
 	// key: replace it first.
 	ErrInUse = errors.New("data key is in use")
 )
 
 // Limits of what is read from a store.
 const (
-	maxRecords = 64      // data keys of a store
+	maxRecords = 64      // data keys of a store that one is chosen from
+	maxMade    = 32      // data keys of a store to which no more are added
 	maxWrapped = 8 << 10 // bytes of a wrapped key
 )
 
@@ -58,9 +60,13 @@ type Store interface {
 
 	// RetireDataKey deletes a record that nothing stored needs any more:
 	// neither a MAC nor a sealed secret names it. Otherwise it changes nothing
-	// and answers ErrInUse, or ErrNotFound if there is no such record. It
-	// holds against everything that is being written at the same time. What
-	// names the key and fails its authentication does not count.
+	// and answers ErrInUse, with the name of what needs it, or ErrNotFound if
+	// there is no such record. It holds against everything that is being
+	// written at the same time.
+	//
+	// What fails its authentication under a key that opens does not count:
+	// nothing is lost with it. What is under a key that does not open counts,
+	// for another configuration or a backup may open that key.
 	RetireDataKey(ctx context.Context, id string) error
 }
 

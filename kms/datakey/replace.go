@@ -17,11 +17,15 @@ import (
 func (k *Keys) Replace(ctx context.Context) (id string, err error) {
 	err = k.locked(ctx, func(ctx context.Context) error {
 		// Another replica may have replaced it long ago: know what is current.
-		before, err := k.newest(ctx, 0)
+		_, before, err := k.look(ctx)
 		if err != nil {
 			return err
 		}
-		made, err := k.newest(ctx, before.number)
+		above := uint64(0) // where there is none, the first is the new one
+		if before != nil {
+			above = before.number
+		}
+		made, err := k.newest(ctx, above)
 		if err != nil {
 			return err
 		}
@@ -31,14 +35,17 @@ func (k *Keys) Replace(ctx context.Context) (id string, err error) {
 	return id, err
 }
 
-// Retire deletes a data key that nothing stored needs any more. Errors are
-// ErrInUse, ErrNotFound, and those of Seal.
+// Retire deletes a data key that nothing stored needs any more, and makes none.
+// Errors are ErrInUse, ErrNotFound, and those of Seal.
 func (k *Keys) Retire(ctx context.Context, id string) error {
-	if err := k.Reload(ctx); err != nil {
+	if err := k.locked(ctx, func(ctx context.Context) error {
+		_, current, err := k.look(ctx)
+		if err == nil && current != nil && current.id == id {
+			err = fmt.Errorf("%w: %s is the current one; replace it first", ErrInUse, id)
+		}
 		return err
-	}
-	if k.known.Load().current.id == id {
-		return fmt.Errorf("%w: %s is the current one; replace it first", ErrInUse, id)
+	}); err != nil {
+		return err
 	}
 	// Without the turn: the store looks at what it has, and verifies it.
 	if err := k.cfg.Store.RetireDataKey(ctx, id); err != nil {
@@ -68,19 +75,15 @@ type Info struct {
 }
 
 // List unwraps every data key of the store and returns them by their ids'
-// numbers. Errors are those of Seal.
+// numbers. It makes none. Errors are those of Seal.
 func (k *Keys) List(ctx context.Context) ([]Info, error) {
 	var list []Info
 	err := k.locked(ctx, func(ctx context.Context) error {
-		// A current key that cannot be had now is told as a problem.
-		current, currentErr := k.newest(ctx, 0)
-		records, err := k.read(ctx)
-		if err != nil {
+		records, current, err := k.look(ctx)
+		if records == nil {
 			return err
 		}
-		if currentErr != nil && len(records) == 0 {
-			return currentErr
-		}
+		// A current key that cannot be had now is told as a problem.
 		for _, r := range records {
 			info := Info{ID: r.ID, WrappedBy: r.WrappedBy, CreatedAt: r.CreatedAt}
 			opened, err := k.open(ctx, r)

@@ -63,6 +63,16 @@ func (a *alarms) sound(row envelope.Row) {
 
 func rowName(row envelope.Row) string { return string(row.Kind) + "\x00" + string(row.Key) }
 
+// spoken names a row in an error.
+func spoken(row envelope.Row) string {
+	list := attributes(row)
+	text := string(row.Kind)
+	for i := 2; i < len(list); i += 2 {
+		text += fmt.Sprintf(" %s %q", list[i], list[i+1])
+	}
+	return text
+}
+
 // attributes names a row in the log. Its key may be anything.
 func attributes(row envelope.Row) []any {
 	names := map[envelope.Kind][]string{

@@ -39,7 +39,8 @@
 // must need no HSM, and verifiers that find no keys refuse every token. The
 // price: who can write the file, and choose a start at which the backend is
 // down, can have keys of his own published until it is back. They sign nothing
-// here. The keyring reads its rings again every few seconds; as soon as the
+// here, and rings are marked while they are not verified, so that no verifier is
+// told to keep their keys. The keyring reads its rings again every few seconds; as soon as the
 // data key can be had, a ring that turns out to be forged comes back empty, so
 // that its holder drops it. Once any data key was had, nothing is handed out
 // unverified any more, and a ring that was cannot be written.

@@ -119,7 +119,8 @@ func (s *Store) markRetiring(ctx context.Context, id string, retiring bool) erro
 	})
 }
 
-// unneeded returns nil if no authentic row names the data key.
+// unneeded returns nil if no row needs the data key, and ErrInUse with the name
+// of one that does.
 func (s *Store) unneeded(ctx context.Context, id string) error {
 	// As it stands in a registration with a sealed secret.
 	quoted, err := json.Marshal(id)
@@ -134,24 +135,43 @@ func (s *Store) unneeded(ctx context.Context, id string) error {
 			}
 			record, err := s.verify(ctx, r.Row, r.value)
 			if errors.Is(err, envelope.ErrTampered) {
-				return nil // nothing is lost with its key
+				return s.worthless(ctx, r, id)
 			}
 			if err != nil {
 				return err
 			}
-			if !macs {
+			advice := "write it anew under the current one first"
+			if kind == envelope.Registration {
 				reg, err := decode[registry.Registration](record)
 				if err != nil {
 					return err
 				}
-				if reg.Source.Secret == nil || reg.Source.Secret.DataKey != id {
+				switch s := reg.Source.Secret; {
+				case s != nil && s.DataKey == id:
+					advice += "; if its secret does not open, register the client anew or delete it"
+				case !macs:
 					return nil
 				}
 			}
-			return fmt.Errorf("%w: records are still under %s; write them anew under the current one first", datakey.ErrInUse, id)
+			return fmt.Errorf("%w: %s is still under %s; %s", datakey.ErrInUse, spoken(r.Row), id, advice)
 		}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// worthless returns nil if a row that names the data key id and failed its
+// authentication is lost in any case, and ErrInUse if the right key may yet
+// show it to be sound.
+func (s *Store) worthless(ctx context.Context, r stored, id string) error {
+	under := envelope.KeyID(r.value)
+	if under == "" {
+		return nil // no version of the service wrote it
+	}
+	opens, err := s.keys.Opens(ctx, under)
+	if err != nil || opens {
+		return err
+	}
+	return fmt.Errorf("%w: %s names %s and is under data key %.40q, which does not open, so that nobody can tell whether it is sound", datakey.ErrInUse, spoken(r.Row), id, under)
 }

@@ -80,6 +80,15 @@ func published(t *testing.T, k *keyring.Keyring, kid, when string) {
 	t.Errorf("%s: got %s, %v; want key %q", when, doc, err, kid)
 }
 
+// marked fails the test unless what is published is marked as unverified, or is
+// not.
+func marked(t *testing.T, k *keyring.Keyring, want bool) {
+	t.Helper()
+	if set, err := k.PublicKeys("main"); err != nil || set.Unverified != want {
+		t.Errorf("got unverified %t, %v; want %t", set.Unverified, err, want)
+	}
+}
+
 // What the store says of a tampered ring has to make the keyring do the right
 // thing.
 func TestForgedKeysAreNotPublishedForLong(t *testing.T) {
@@ -130,11 +139,13 @@ func TestForgedKeysAreNotPublishedForLong(t *testing.T) {
 		s = reopen()
 		k := runKeyring(t, s)
 		published(t, k, evil, "at first")
+		marked(t, k, true)
 		w.SetDown(false)
 		published(t, k, "", "with the backend back")
 		time.Sleep(20 * time.Millisecond)
 		published(t, k, "", "later")
 		write(value)
 		published(t, k, kid, "after the sound ring was put back")
+		marked(t, k, false)
 	})
 }

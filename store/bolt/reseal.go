@@ -19,11 +19,13 @@ import (
 // retired.
 //
 // secret seals the secret of a registration anew, under the current data key,
-// and is not called for one that is under it. It may be nil if there is none. Its error is envelope.ErrTampered or
-// registry.ErrTampered if the secret does not open; any other ends the work.
+// and is not called for one that is under it. It may be nil if there is none.
+// Its error is envelope.ErrTampered or registry.ErrTampered if the secret does
+// not open; any other ends the work.
 //
 // A record that fails its authentication is left alone: it does not become
-// authentic. So is one with a secret that does not open.
+// authentic. So is one with a secret that does not open; it keeps its data key
+// from being retired.
 func (s *Store) Reseal(ctx context.Context, secret func(context.Context, *registry.Registration) (*registry.Secret, error)) (envelope.Resealed, error) {
 	var done envelope.Resealed
 	err := s.keys.Reload(ctx)
@@ -105,7 +107,7 @@ func (r *resealing) anew(ctx context.Context, row stored) ([]byte, error) {
 		}
 		reg.Source.Secret, err = r.secret(ctx, reg)
 		if errors.Is(err, envelope.ErrTampered) || errors.Is(err, registry.ErrTampered) {
-			r.log.Error("sealed secret does not open and was left under its old data key; register the client anew", append(attributes(row.Row), "data_key", s.DataKey, "error", err)...)
+			r.log.Error("sealed secret does not open and was left under its old data key; register the client anew or delete it", append(attributes(row.Row), "data_key", s.DataKey, "error", err)...)
 			r.done.Refused++
 			return nil, nil
 		}

@@ -121,6 +121,7 @@ func (s *Store) ring(ctx context.Context, row envelope.Row, value []byte) (*keyr
 		if s.trust.note(row, false) {
 			s.log.Warn("key rings are used unverified, so that their public keys can be published: the data key that authenticates them cannot be had now; they are verified when it can", "error", err)
 		}
+		ring.Unverified = true
 		return ring, nil
 	}
 	return nil, err

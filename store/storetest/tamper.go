@@ -82,6 +82,8 @@ func Tampering(t *testing.T, open func(t *testing.T) *Victim) {
 		{"ResealingMakesNothingAuthentic", resealTampered},
 		{"ResealingLosesNoWrite", resealConcurrent},
 		{"DataKeyInUseIsNotRetired", retireInUse},
+		{"DataKeyThatDoesNotOpenIsNotRetiredWhileARowNamesIt", retireUnopened},
+		{"RowWithoutADataKeysIDStopsNothing", namelessKey},
 		{"NothingIsWrittenUnderARetiredDataKey", retiredMeanwhile},
 		{"DataKeyIsAddedOnce", addOnce},
 	} {
@@ -593,10 +595,12 @@ func unverifiedRings(t *testing.T, v *Victim) {
 		if err != nil || len(list) != 1 {
 			t.Fatalf("Rings: got %d, %v", len(list), err)
 		}
-		if diff := cmp.Diff(written, list[0], sameJSON); diff != "" {
+		marked := *written
+		marked.Unverified = true
+		if diff := cmp.Diff(&marked, list[0], sameJSON); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
-		wantRing(t, v.Store, written)
+		wantRing(t, v.Store, &marked)
 	}
 	// It lies in the place of another all the same.
 	v.Write(ringRow(kms.RS256), v.value(t, ringRow(kms.ES256)))
@@ -944,6 +948,86 @@ func retireInUse(t *testing.T, v *Victim) {
 		}
 	}
 	want(t, "a key that is not there", s.Keys().Retire(ctx, "dk-99"), datakey.ErrNotFound)
+}
+
+// A data key that does not open, because the configuration has forgotten its
+// wrapping key, must be there when it is named again.
+func retireUnopened(t *testing.T, v *Victim) {
+	ctx := t.Context()
+	app := put(t, v.Store, Client("app", "https://a.example/"), 0)
+	put(t, v.Store, withSecret(t, v.Store.Keys(), "secret", "hush"), 0)
+	if err := v.Store.PutKeySet(ctx, keySet("https://a.example/")); err != nil {
+		t.Fatal(err)
+	}
+	written := putRing(t, v.Store, ring(issuer, kms.ES256, "k"), 0)
+	old, err := v.Store.Keys().Current(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Store.Keys().Replace(ctx); err != nil {
+		t.Fatal(err)
+	}
+	sound, err := v.Store.DataKeys(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	setDataKeys := func(wrappedBy string) {
+		t.Helper()
+		v.DeleteDataKeys()
+		for _, r := range sound {
+			if r.ID == old {
+				r.WrappedBy = wrappedBy
+			}
+			if err := v.Store.AddDataKey(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v.reopen()
+	}
+	refused := func(what string) {
+		t.Helper()
+		err := v.Store.Keys().Retire(ctx, old)
+		want(t, "Retire with "+what, err, datakey.ErrInUse)
+		if !strings.Contains(fmt.Sprint(err), "does not open") {
+			t.Errorf("%s: got %v, want the reason", what, err)
+		}
+	}
+	setDataKeys("test:forgotten")
+	rows := map[string][]byte{}
+	for _, row := range []envelope.Row{ringRow(kms.ES256), setRow("https://a.example/"), clientRow("secret"), clientRow("app")} {
+		refused(string(row.Kind))
+		rows[string(row.Kind)+string(row.Key)] = v.value(t, row)
+		v.Write(row, nil)
+	}
+	// That a row is under another key which does not open proves nothing.
+	v.Write(clientRow("other"), []byte("\x02\x04dk-9"+strings.Repeat("\x00", 32)+`{"source":{"secret":{"data_key":"`+old+`"}}}`))
+	refused("a secret alone")
+	v.Write(clientRow("other"), nil)
+	for _, row := range []envelope.Row{ringRow(kms.ES256), setRow("https://a.example/"), clientRow("secret"), clientRow("app")} {
+		v.Write(row, rows[string(row.Kind)+string(row.Key)])
+	}
+
+	setDataKeys(datakeytest.Location)
+	if diff := cmp.Diff(app, get(t, v.Store, "app")); diff != "" {
+		t.Errorf("with the wrapping key named again (-want +got):\n%s", diff)
+	}
+	wantSecret(t, v, "secret", "hush", old)
+	if _, err := v.Store.KeySet(ctx, "https://a.example/"); err != nil {
+		t.Error(err)
+	}
+	wantRing(t, v.Store, written)
+}
+
+// namelessKey has an attacker write a row that names the data key "".
+func namelessKey(t *testing.T, v *Victim) {
+	put(t, v.Store, Client("app", "https://a.example/"), 0)
+	v.reopen()
+	v.Write(clientRow("evil"), append([]byte{2, 0}, make([]byte, 34)...))
+	_, err := v.Store.Get(t.Context(), issuer, "evil")
+	wantTampered(t, "Get", err)
+	put(t, v.Store, Client("app", "https://a.example/"), 1)
+	_, err = v.Store.Get(t.Context(), issuer, "evil")
+	wantTampered(t, "Get again", err)
 }
 
 func retiredMeanwhile(t *testing.T, v *Victim) {
