@@ -51,6 +51,8 @@ func TestAuditLogHasOneLineForEachEvent(t *testing.T) {
 		tokens  = "/bulla.v1.TokenService/"
 		clients = "/bulla.v1.ClientKeyService/"
 		signing = "/bulla.v1.SigningKeyService/"
+
+		settings = "ID_TOKEN=default/ECDH-ES/A128GCM"
 	)
 	base := harness.AuditLine{Caller: harness.Admin, Issuer: harness.Issuer, ClientID: "audited"}
 	with := func(edit func(*harness.AuditLine)) harness.AuditLine {
@@ -64,7 +66,7 @@ func TestAuditLogHasOneLineForEachEvent(t *testing.T) {
 	first := "ID_TOKEN=" + thumbprint
 	same("a registration", with(func(l *harness.AuditLine) {
 		l.Outcome, l.RPC, l.NewThumbprint, l.Revision = "changed", clients+"RegisterClientKey", first, 1
-		l.Permission, l.KeySource = "create_client_key", "jwks"
+		l.Permission, l.KeySource, l.Settings = "create_client_key", "jwks", settings
 	}))
 	mustRegister(t, admin, withJWKS("audited", harness.JWKS(anyKey())))
 	none("an identical repeat")
@@ -146,7 +148,7 @@ func TestAuditLogHasOneLineForEachEvent(t *testing.T) {
 	second := "ID_TOKEN=" + mustRegister(t, admin, replace).GetChosenKeys()[0].GetThumbprint()
 	same("a change", with(func(l *harness.AuditLine) {
 		l.Outcome, l.RPC, l.OldThumbprint, l.NewThumbprint, l.Revision = "changed", clients+"RegisterClientKey", first, second, 2
-		l.Permission, l.KeySource = "replace_client_key", shared.host.URL("/audited")
+		l.Permission, l.KeySource, l.Settings = "replace_client_key", shared.host.URL("/audited"), settings
 	}))
 	shared.host.Serve("/audited", harness.JWKS(anyKey()), time.Hour)
 	if _, err := admin.ClientKeys.RefreshClientKey(t.Context(), &bullav1.RefreshClientKeyRequest{Issuer: harness.Issuer, ClientId: "audited"}); err != nil {

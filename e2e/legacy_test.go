@@ -10,6 +10,29 @@ import (
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
 
+// TestKeysBelowTheIssuersSizeAreRefused: the sizes of a policy are part of it.
+func TestKeysBelowTheIssuersSizeAreRefused(t *testing.T) {
+	t.Parallel()
+	const big = "big"
+	s := harness.Start(t, harness.Config{Token: shared.token, CA: shared.ca, Issuers: []harness.M{{
+		"name": big, "iss": "https://big.example.com", "signing_keys": harness.SigningKeys("RS256"),
+		"policy": harness.M{"min_rsa_bits": 3072},
+	}}})
+	admin := s.Caller(t, harness.Admin)
+	req := withJWKS("small", harness.JWKS(rsaKey()), setting("RSA-OAEP-256", ""))
+	req.Issuer = big
+	_, err := admin.ClientKeys.RegisterClientKey(t.Context(), req)
+	mustFail(t, err, "ALGORITHM_NOT_ALLOWED", "3072")
+	_, err = admin.ClientKeys.GenerateClientKey(t.Context(), &bullav1.GenerateClientKeyRequest{
+		Issuer: big, ClientId: "small", Settings: req.GetSettings(), KeySpec: &bullav1.GenerateClientKeyRequest_RsaBits{RsaBits: 2048},
+	})
+	mustFail(t, err, "ALGORITHM_NOT_ALLOWED", "3072")
+	made, err := admin.ClientKeys.GenerateClientKey(t.Context(), &bullav1.GenerateClientKeyRequest{Issuer: big, ClientId: "small", Settings: req.GetSettings()})
+	if err != nil || made.GetClientKey().GetState() != stateReady {
+		t.Errorf("a key of the least size by default: %v, %v", made.GetClientKey(), err)
+	}
+}
+
 // TestLegacyNeedsThePolicyAndTheRegistration: RSA1_5 is off unless the issuer's
 // policy names it and the client is registered as legacy; its use is counted and
 // logged.

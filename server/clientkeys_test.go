@@ -2,9 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"encoding/base64"
 	"fmt"
 	"log/slog"
@@ -16,7 +13,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
 	"github.com/bulla-project/bulla/encrypter/registry"
@@ -31,7 +27,6 @@ import (
 
 // keys stands in for the cache: every registration is fine.
 type keys struct {
-	recipient   *encrypter.Recipient
 	invalidated []string
 }
 
@@ -43,9 +38,7 @@ func (k *keys) Status(_ context.Context, reg *registry.Registration) (*keycache.
 	status := &keycache.Status{State: keycache.Ready}
 	for _, s := range reg.Settings {
 		if s.EncryptionAlgorithm != "" {
-			status.Recipients = append(status.Recipients, keycache.Recipient{
-				Setting: s, Recipient: k.recipient, Thumbprint: "of-" + string(reg.Source.JWKS),
-			})
+			status.Recipients = append(status.Recipients, keycache.ChosenKey{Setting: s, Thumbprint: "of-" + string(reg.Source.JWKS)})
 		}
 	}
 	return status, nil
@@ -95,16 +88,7 @@ func newClientKeys(t *testing.T) (*clientKeyService, *auditor, *keys) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	record, cache := &auditor{}, &keys{}
-	if cache.recipient, err = encrypter.NewRecipient(encrypter.RecipientConfig{
-		Key: &key.PublicKey, Algorithm: encrypter.ECDHES, ContentEncryption: encrypter.A256GCM,
-	}); err != nil {
-		t.Fatal(err)
-	}
 	return &clientKeyService{
 		gate:  gate{issuers: oneIssuer(t), authorizer: policy, auditor: record},
 		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), generating: make(chan struct{}, maxGenerating), checkURI: func(string) error { return nil }, log: slog.New(slog.DiscardHandler),

@@ -67,6 +67,7 @@ var table = []row{
 	{jwks.ErrKeySpec, codes.InvalidArgument, none, ""},
 	{jwks.ErrRejected, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
 	{keycache.ErrNoSetting, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
+	{keycache.ErrKeySize, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
 	{keycache.ErrUnusable, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
 	{jwks.ErrKeyRejected, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
 	{keycache.ErrExpired, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEYS_EXPIRED, ""},

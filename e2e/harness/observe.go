@@ -33,6 +33,7 @@ type AuditLine struct {
 	TokenSHA256             string    `json:"token_sha256"`
 	OldThumbprint           string    `json:"old_thumbprint"`
 	NewThumbprint           string    `json:"new_thumbprint"`
+	Settings                string    `json:"settings"`
 	KeySource               string    `json:"key_source"`
 	Revision                uint64    `json:"revision"`
 }

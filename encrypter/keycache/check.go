@@ -17,7 +17,8 @@ import (
 // apart from a URL that gives nothing. Errors: registry.ErrInvalid (as a
 // *registry.InvalidError) if a setting and the key sources do not go together,
 // jwks.ErrRejected for keys that are registered as they are,
-// jwks.ErrKeyRejected if a key would fit had it passed the checks, ErrUnusable,
+// jwks.ErrKeyRejected if a key would fit had it passed the checks, which is
+// ErrKeySize too if it is only too short or too long for the issuer, ErrUnusable,
 // ErrUnavailable (as a *FetchError), registry.ErrUnavailable, or the context's.
 func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status, error) {
 	r, now := c.rules(reg, false), time.Now()
@@ -33,20 +34,20 @@ func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status,
 		return nil, err
 	}
 	from := chooser{rules: r, set: set, derived: derived, certificateAt: now}
-	err = status.choose(reg, from, now)
+	choices, err := from.try(reg)
+	// Whoever registers brings the key: it is at fault.
+	var size *keySizeError
 	var noKey *jwks.NoKeyError
-	if errors.As(err, &noKey) && errors.Is(err, jwks.ErrKeyRejected) {
-		return nil, noKey // whoever registers brings the key: it is at fault
-	}
-	if err != nil {
+	switch {
+	case errors.As(err, &size):
+		return nil, size
+	case errors.As(err, &noKey) && errors.Is(err, jwks.ErrKeyRejected):
+		return nil, noKey
+	case err != nil:
 		return nil, err
 	}
+	status.tell(reg, factsOf(choices, r), now)
 	status.secret(reg, nil, now)
-	for _, recipient := range status.Recipients {
-		if err := try(recipient); err != nil {
-			return nil, err
-		}
-	}
 	if err := c.tryLogout(ctx, reg, from, now); err != nil {
 		return nil, err
 	}
@@ -103,12 +104,24 @@ func checkSources(reg *registry.Registration, now time.Time) error {
 // trial is what a trial encryption encloses: three parts, like a signed token.
 const trial = "eyJhbGciOiJub25lIn0.e30.AA"
 
-// try makes a token for a recipient and throws it away.
-func try(r Recipient) error {
-	if _, err := r.Encrypt([]byte(trial)); err != nil {
-		return fmt.Errorf("%w: %s: a trial encryption failed: %w", ErrUnusable, r.Setting.Kind, err)
+// try chooses for each setting of a registration, makes a token for each key
+// that was chosen, and throws it away.
+func (f *chooser) try(reg *registry.Registration) ([]choice, error) {
+	choices := f.choose(reg)
+	for i, c := range choices {
+		if c.failed != nil {
+			return nil, fmt.Errorf("%s: %w", reg.Settings[i].Kind, c.failed.err)
+		}
 	}
-	return nil
+	for i, c := range choices {
+		if c.recipient == nil {
+			continue
+		}
+		if _, err := c.recipient.Encrypt([]byte(trial)); err != nil {
+			return nil, fmt.Errorf("%w: %s: a trial encryption failed: %w", ErrUnusable, reg.Settings[i].Kind, err)
+		}
+	}
+	return choices, nil
 }
 
 // tryLogout tries the recipient of logout tokens, which differs from that of ID
@@ -128,14 +141,8 @@ func (c *Cache) tryLogout(ctx context.Context, reg *registry.Registration, from 
 			return err
 		}
 	}
-	var logout Status
-	if err := logout.choose(&only, from, now); err != nil {
+	if _, err := from.try(&only); err != nil {
 		return fmt.Errorf("as %s: %w", registry.LogoutToken, err)
-	}
-	for _, r := range logout.Recipients {
-		if err := try(r); err != nil {
-			return err
-		}
 	}
 	return nil
 }

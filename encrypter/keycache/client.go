@@ -28,6 +28,7 @@ type entryKey struct {
 // client is one registered client in memory. What it keeps of the registration
 // is what issuing needs; the documents stay in the store.
 type client struct {
+	revision uint64 // of the registration
 	settings []registry.Setting
 	rules    rules
 	uri      string      // of the key set, or empty
@@ -44,13 +45,13 @@ type client struct {
 
 // find returns the place of the setting for a kind of token.
 func (c *client) find(kind registry.TokenKind) (int, error) {
-	kind = kind.SettingKind()
+	registered := kind.SettingKind()
 	for i := range c.settings {
-		if c.settings[i].Kind == kind {
+		if c.settings[i].Kind == registered {
 			return i, nil
 		}
 	}
-	return 0, ErrNoSetting
+	return 0, noSetting(kind)
 }
 
 // choose returns what the client's settings choose from set.
@@ -74,13 +75,23 @@ type picks struct {
 type pick struct {
 	recipient  *encrypter.Recipient
 	thumbprint string
-	err        error // ErrUnusable if no key fits
+	failed     *failure // if no key fits
+	// remarks says that there is, or may come to be, something to tell of the
+	// key: see bare.
+	remarks bool
 }
+
+// failure is why a pick is none: an ErrUnusable. There are as many picks in
+// memory as settings, and nearly all of them have no failure.
+type failure struct{ err error }
+
+// unusable is the pick of a setting that no key fits.
+func unusable(err error) pick { return pick{failed: &failure{fmt.Errorf("%w: %w", ErrUnusable, err)}} }
 
 // rules are what holds for all settings of a client.
 type rules struct {
 	// minRSABits and maxRSABits are the issuer's own bounds; 0 for none.
-	minRSABits, maxRSABits int
+	minRSABits, maxRSABits int32
 	// legacy and x5t are those of the registration.
 	legacy, x5t bool
 	// secret says that the registration keeps what its settings need of the
@@ -95,8 +106,11 @@ type rules struct {
 // rules are what a registration and its issuer ask of keys.
 func (c *Cache) rules(reg *registry.Registration, logout bool) rules {
 	r := rules{
-		minRSABits: c.cfg.MinRSABits(reg.Issuer), maxRSABits: c.cfg.MaxRSABits(reg.Issuer),
-		legacy: reg.Legacy, x5t: reg.X5T, secret: reg.Source.Secret != nil, logout: logout,
+		minRSABits: int32(c.cfg.MinRSABits(reg.Issuer)), //nolint:gosec // RSA keys have a few thousand bits
+		maxRSABits: int32(c.cfg.MaxRSABits(reg.Issuer)), //nolint:gosec // likewise
+		legacy:     reg.Legacy, x5t: reg.X5T,
+		secret: reg.Source.Secret != nil,
+		logout: logout,
 	}
 	if logout {
 		r.iss = c.cfg.IssuerURL(reg.Issuer)
@@ -109,7 +123,7 @@ func (c *Cache) rules(reg *registry.Registration, logout bool) rules {
 func (r rules) want(s registry.Setting, certificateAt time.Time) jwks.Want {
 	return jwks.Want{
 		Algorithm: encrypter.KeyAlgorithm(s.EncryptionAlgorithm), KeyID: s.KeyID,
-		MinRSABits: r.minRSABits, MaxRSABits: r.maxRSABits, CertificateAt: certificateAt,
+		MinRSABits: int(r.minRSABits), MaxRSABits: int(r.maxRSABits), CertificateAt: certificateAt,
 	}
 }
 
@@ -129,23 +143,23 @@ func (r rules) choose(s registry.Setting, set *jwks.Set, certificateAt time.Time
 	case s.EncryptionAlgorithm == "", symmetric(s) && r.secret:
 		return pick{}, nil
 	case symmetric(s):
-		return pick{err: fmt.Errorf("%w: %s takes the client's secret, and the registration keeps none", ErrUnusable, s.EncryptionAlgorithm)}, nil
+		return unusable(fmt.Errorf("%s takes the client's secret, and the registration keeps none", s.EncryptionAlgorithm)), nil
 	case set == nil:
-		return pick{err: fmt.Errorf("%w: the registration has no key source", ErrUnusable)}, nil
+		return unusable(errors.New("the registration has no key source")), nil
 	}
 	key, err := set.Choose(r.want(s, certificateAt))
 	if err != nil {
-		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}, nil
+		return unusable(sized(err)), nil
 	}
 	cfg := encrypter.RecipientConfig{Key: key.Public, KeyID: key.KeyID, X5TS256: key.X5TS256}
 	if r.x5t {
 		cfg.X5T = key.X5T
 	}
 	p := r.prepare(s, cfg)
-	if p.err != nil {
+	if p.failed != nil {
 		return p, nil
 	}
-	p.thumbprint = key.Thumbprint
+	p.thumbprint, p.remarks = key.Thumbprint, bare(key, r.x5t) != nil
 	return p, key
 }
 
@@ -154,14 +168,14 @@ func (r rules) prepare(s registry.Setting, cfg encrypter.RecipientConfig) pick {
 	cfg.Algorithm, cfg.ContentEncryption = encrypter.KeyAlgorithm(s.EncryptionAlgorithm), encrypter.ContentEncryption(s.ContentEncryption)
 	switch {
 	case (cfg.Algorithm.Legacy() || cfg.ContentEncryption.Legacy()) && !r.legacy:
-		return pick{err: fmt.Errorf("%w: %s with %s is only for clients that are registered as legacy", ErrUnusable, cfg.Algorithm, cfg.ContentEncryption)}
+		return unusable(fmt.Errorf("%s with %s is only for clients that are registered as legacy", cfg.Algorithm, cfg.ContentEncryption))
 	case r.logout && r.iss == "":
-		return pick{err: fmt.Errorf("%w: a logout token names its issuer in the header, and the issuer's URL is not known", ErrUnusable)}
+		return unusable(errors.New("a logout token names its issuer in the header, and the issuer's URL is not known"))
 	}
 	cfg.Issuer = r.iss
 	recipient, err := encrypter.NewRecipient(cfg)
 	if err != nil {
-		return pick{err: fmt.Errorf("%w: %w", ErrUnusable, err)}
+		return unusable(err)
 	}
 	return pick{recipient: recipient}
 }
@@ -253,7 +267,7 @@ func (c *Cache) loadClient(key entryKey) (*client, error) {
 
 // newClient prepares all that needs neither a fetch nor the client's secret.
 func (c *Cache) newClient(reg *registry.Registration, logout bool) *client {
-	cl := &client{settings: reg.Settings, rules: c.rules(reg, logout), uri: reg.Source.JWKSURI}
+	cl := &client{revision: reg.Revision, settings: reg.Settings, rules: c.rules(reg, logout), uri: reg.Source.JWKSURI}
 	if logout {
 		cl.settings = nil
 		if s, ok := reg.Setting(registry.LogoutToken); ok {
@@ -275,7 +289,7 @@ func (c *Cache) newClient(reg *registry.Registration, logout bool) *client {
 	cl.fixed = make([]pick, len(cl.settings))
 	for i, s := range cl.settings {
 		if s.EncryptionAlgorithm != "" {
-			cl.fixed[i].err = err
+			cl.fixed[i].failed = &failure{err}
 		}
 	}
 	return cl
@@ -317,4 +331,5 @@ func (c *Cache) Invalidate(issuer, clientID string) {
 		c.clients.Invalidate(entryKey{key, logout})
 	}
 	c.refused.Invalidate(key)
+	c.facts.Invalidate(key)
 }

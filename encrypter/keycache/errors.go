@@ -12,13 +12,20 @@ import (
 // Errors of the cache. Those of the registry pass through it unchanged: a
 // registration that fails its authentication is registry.ErrTampered.
 var (
-	// ErrNoSetting: the client is registered, and not for this kind of token.
-	// Its registration must be changed.
+	// ErrNoSetting: the client is registered, and not for this kind of token,
+	// which the text names. Its registration must be changed.
 	ErrNoSetting = errors.New("the client has no setting for this kind of token")
 
 	// ErrUnusable: no key of the client fits its setting. The client has to
 	// publish another key, or its registration must be changed.
 	ErrUnusable = errors.New("no key of the client fits its setting")
+
+	// ErrKeySize comes together with ErrUnusable, or at a registration with
+	// jwks.ErrKeyRejected, when the only keys that would fit are RSA keys of a
+	// length that the issuer's policy rules out. The text names the lengths and
+	// the bounds. A key that is too short for any policy is not ErrKeySize. The
+	// client has to publish a key of another length.
+	ErrKeySize = errors.New("the issuer's policy rules out the length of the client's RSA key")
 
 	// ErrUnavailable: the client's keys were to be fetched and could not be.
 	// Try again later. Tokens are held up by this only if there is no earlier
@@ -36,6 +43,11 @@ var (
 	// ErrNotRefreshable: the client's keys do not come from a URL.
 	ErrNotRefreshable = errors.New("the client's keys do not come from a jwks_uri")
 )
+
+// noSetting is ErrNoSetting for a kind of token.
+func noSetting(kind registry.TokenKind) error {
+	return fmt.Errorf("%w: %s; register one for %s", ErrNoSetting, kind, kind.SettingKind())
+}
 
 // FetchError is a failed fetch as callers may see it: what follows from it,
 // and an id under which the log has the truth. What happened on the network is

@@ -27,8 +27,11 @@ type Explanation struct {
 // ErrUnusable, registry.ErrUnavailable, or the context's.
 func (c *Cache) Explain(ctx context.Context, reg *registry.Registration, kind registry.TokenKind) (*Explanation, error) {
 	setting, ok := reg.Setting(kind)
-	if !ok || setting.EncryptionAlgorithm == "" {
-		return nil, ErrNoSetting
+	switch {
+	case !ok:
+		return nil, noSetting(kind)
+	case setting.EncryptionAlgorithm == "":
+		return nil, fmt.Errorf("%w that encrypts: %s", ErrNoSetting, kind)
 	}
 	e := &Explanation{Setting: setting}
 	set, err := c.known(ctx, reg, e)
@@ -52,7 +55,7 @@ func (c *Cache) known(ctx context.Context, reg *registry.Registration, e *Explan
 	if uri == "" {
 		return c.staticSet(reg)
 	}
-	state, err := c.peek(ctx, uri)
+	state, err := c.peek(ctx, uri, c.newKeySet)
 	switch {
 	case err != nil:
 		return nil, err

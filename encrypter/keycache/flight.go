@@ -178,7 +178,7 @@ func (c *Cache) ask(ctx context.Context, before *setState) (res *fetch.Response,
 		return res, before.set, nil
 	}
 	// A copy has no room to grow, as what was read from a connection has.
-	set, err = newKeySet(bytes.Clone(res.Document), &c.cfg.Limits)
+	set, err = c.newKeySet(bytes.Clone(res.Document))
 	return res, set, err
 }
 

@@ -169,6 +169,7 @@ type Cache struct {
 	cfg     Config
 	clients *otter.Cache[entryKey, *client]
 	refused *otter.Cache[clientKey, refusal]
+	facts   *otter.Cache[clientKey, *facts]
 	changes changes
 	sources *sources
 
@@ -208,8 +209,12 @@ func New(cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keycache: %w", err)
 	}
+	known, err := otter.New(&otter.Options[clientKey, *facts]{MaximumWeight: maxFacts, Weigher: weightOfFacts})
+	if err != nil {
+		return nil, fmt.Errorf("keycache: %w", err)
+	}
 	c := &Cache{
-		cfg: cfg, clients: clients, refused: refused, sources: newSources(cfg.MaxClients),
+		cfg: cfg, clients: clients, refused: refused, facts: known, sources: newSources(cfg.MaxClients),
 		changes: changes{seed: maphash.MakeSeed()},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -226,6 +231,7 @@ func (c *Cache) Close() {
 	c.work.Wait()
 	c.clients.StopAllGoroutines()
 	c.refused.StopAllGoroutines()
+	c.facts.StopAllGoroutines()
 }
 
 // start runs f on a goroutine that Close waits for. It reports false, and runs
@@ -263,8 +269,9 @@ type Recipient struct {
 // client in memory it neither waits nor allocates; it waits for a fetch only
 // if no set of the client may be used, and for its secret to be opened only
 // once. Errors: registry.ErrNotFound, registry.ErrTampered, ErrNoSetting,
-// ErrUnusable, ErrUnavailable (as a *FetchError), ErrExpired (as a *FetchError
-// or a *SecretExpiredError), registry.ErrUnavailable, or the context's.
+// ErrUnusable (which is ErrKeySize too if that is why), ErrUnavailable (as a
+// *FetchError), ErrExpired (as a *FetchError or a *SecretExpiredError),
+// registry.ErrUnavailable, or the context's.
 func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (Recipient, error) {
 	cl, err := c.client(ctx, entryKey{clientKey{issuer, clientID}, kind == registry.LogoutToken})
 	if err != nil {
@@ -296,8 +303,8 @@ func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind reg
 		p = cl.choose(state.set)[i]
 		r.FetchedAt, r.Stale = state.FetchedAt, now.After(state.FreshUntil)
 	}
-	if p.err != nil {
-		return Recipient{}, p.err
+	if p.failed != nil {
+		return Recipient{}, p.failed.err
 	}
 	r.Recipient, r.Thumbprint = p.recipient, p.thumbprint
 	return r, nil

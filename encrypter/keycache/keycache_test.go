@@ -54,6 +54,30 @@ func TestRecipientIsMadeAsTheSettingSays(t *testing.T) {
 	})
 }
 
+func TestMissingSettingIsNamed(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		reg := withSet("app", set("k1"))
+		reg.Settings = reg.Settings[2:] // INTROSPECTION, signed only
+		stored := w.register(reg)
+		for kind, want := range map[registry.TokenKind]string{
+			userinfo:             ": USERINFO; register one for USERINFO",
+			registry.LogoutToken: ": LOGOUT_TOKEN; register one for ID_TOKEN",
+		} {
+			_, recipient := w.Recipient(t.Context(), issuer, "app", kind)
+			_, setting := w.Setting(t.Context(), issuer, "app", kind)
+			_, explain := w.Explain(t.Context(), stored, kind)
+			for what, err := range map[string]error{"Recipient": recipient, "Setting": setting, "Explain": explain} {
+				if !errors.Is(err, ErrNoSetting) || !strings.HasSuffix(err.Error(), want) {
+					t.Errorf("%s of %s: got %v, want ErrNoSetting%s", what, kind, err, want)
+				}
+			}
+		}
+		if _, err := w.Explain(t.Context(), stored, "INTROSPECTION"); !errors.Is(err, ErrNoSetting) || !strings.HasSuffix(err.Error(), "that encrypts: INTROSPECTION") {
+			t.Errorf("got %v for a kind that is signed only", err)
+		}
+	})
+}
+
 func TestSignedOnlyKindNeedsNoKeys(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.register(withURI("down", uri))                          // no host answers

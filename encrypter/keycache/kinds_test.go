@@ -1,6 +1,7 @@
 package keycache
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -20,12 +21,13 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
 // rsaKey is shared, as it takes long to make.
-func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
+func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
@@ -278,23 +280,80 @@ func TestBoundsOfAnIssuerOnRSAKeys(t *testing.T) {
 	text := block("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&key.PublicKey))
 	for _, tc := range []struct {
 		least, most int
-		want        error
-	}{{0, 0, nil}, {3072, 3072, nil}, {3073, 0, jwks.ErrKeyRejected}, {0, 3071, jwks.ErrKeyRejected}} {
+		want        string // the end of the error's text; empty for none
+	}{
+		{0, 0, ""},
+		{3072, 3072, ""},
+		{3073, 0, "an RSA key of 3072 bits; allowed here: 3073 bits or more"},
+		{3080, 4096, "an RSA key of 3072 bits; allowed here: 3080 to 4096 bits"},
+		{0, 3071, "an RSA key of 3072 bits; allowed here: 2048 to 3071 bits"},
+	} {
 		inWorld(t, func(t *testing.T, w *world) {
 			reg := withPEM("app", text, encrypts(idToken, "RSA-OAEP-256", "A128GCM"))
-			if _, err := w.Check(t.Context(), &reg); !errors.Is(err, tc.want) {
-				t.Errorf("%d to %d bits: got %v, want %v", tc.least, tc.most, err, tc.want)
-			}
+			_, err := w.Check(t.Context(), &reg)
 			w.register(reg)
-			if tc.want == nil {
+			if tc.want == "" {
+				if err != nil {
+					t.Errorf("%d to %d bits: %v", tc.least, tc.most, err)
+				}
 				w.mustUse("app")
-			} else {
-				w.mustRefuse("app", ErrUnusable)
+				return
+			}
+			if !errors.Is(err, ErrKeySize) || !errors.Is(err, jwks.ErrKeyRejected) || errors.Is(err, ErrUnusable) || !strings.HasSuffix(err.Error(), tc.want) {
+				t.Errorf("%d to %d bits: got %v at registration, want ErrKeySize: %s", tc.least, tc.most, err, tc.want)
+			}
+			err = w.mustRefuse("app", ErrKeySize)
+			if !errors.Is(err, ErrUnusable) || !strings.HasSuffix(err.Error(), tc.want) {
+				t.Errorf("%d to %d bits: got %v, want ErrKeySize: %s", tc.least, tc.most, err, tc.want)
+			}
+			if s := w.status("app"); s.State != NoUsableKey || !strings.HasSuffix(s.Reason, tc.want) {
+				t.Errorf("%d to %d bits: got %+v, want NoUsableKey with that text", tc.least, tc.most, s)
 			}
 		}, func(c *Config) {
 			c.MinRSABits = func(string) int { return tc.least }
 			c.MaxRSABits = func(string) int { return tc.most }
 		})
+	}
+}
+
+// TestKeySizeIsTheReasonOnlyWhereNothingElseIs goes by the keys of a set: those
+// that would not fit do not count, those that no policy allows do.
+func TestKeySizeIsTheReasonOnlyWhereNothingElseIs(t *testing.T) {
+	rsaJWK := func(kid string, bits int, edit func(map[string]any)) map[string]any {
+		n := bytes.Repeat([]byte{0xff}, bits/8) // its length is looked at first
+		if bits >= encrypter.MinRSABits {
+			n = rsaKey(t, bits).N.Bytes()
+		}
+		k := map[string]any{"kty": "RSA", "kid": kid, "use": "enc", "n": base64.RawURLEncoding.EncodeToString(n), "e": "AQAB"}
+		if edit != nil {
+			edit(k)
+		}
+		return k
+	}
+	for _, tc := range []struct {
+		name string
+		doc  []byte
+		want bool
+		text string
+	}{
+		{"two lengths", document(rsaJWK("a", 2048, nil), rsaJWK("b", 2056, nil)), true, "an RSA key of 2048 bits, an RSA key of 2056 bits; allowed here: 3072 bits or more"},
+		{"others are for signatures", document(rsaJWK("a", 2048, nil), rsaJWK("b", 1024, func(k map[string]any) { k["use"] = "sig" })), true, "2048 bits; "},
+		{"too short for any policy", document(rsaJWK("a", 1024, nil)), false, "less than the required 2048"},
+		{"one is too short for any policy", document(rsaJWK("a", 2048, nil), rsaJWK("b", 1024, nil)), false, "less than the required 2048"},
+		{"one is broken", document(rsaJWK("a", 2048, nil), rsaJWK("b", 2048, func(k map[string]any) { k["e"] = "AQ" })), false, "exponent"},
+	} {
+		inWorld(t, func(t *testing.T, w *world) {
+			reg := withSet("app", tc.doc)
+			reg.Settings = []registry.Setting{encrypts(idToken, "RSA-OAEP-256", "A128GCM")}
+			_, err := w.Check(t.Context(), &reg)
+			if errors.Is(err, ErrKeySize) != tc.want || !errors.Is(err, jwks.ErrKeyRejected) || !strings.Contains(err.Error(), tc.text) {
+				t.Errorf("%s: got %v; want ErrKeySize: %v, and %q", tc.name, err, tc.want, tc.text)
+			}
+			w.register(reg)
+			if err := w.mustRefuse("app", ErrUnusable); errors.Is(err, ErrKeySize) != tc.want {
+				t.Errorf("%s: got %v; want ErrKeySize: %v", tc.name, err, tc.want)
+			}
+		}, func(c *Config) { c.MinRSABits = func(string) int { return 3072 } })
 	}
 }
 

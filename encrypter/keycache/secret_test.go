@@ -506,6 +506,9 @@ func TestNothingOfASecretShows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if s := w.status("app"); len(s.Recipients) != 1 || w.remembered(stored) == nil {
+			t.Fatalf("got %+v, want one key, remembered", s)
+		}
 		recipient := w.mustUse("app")
 		token, err := recipient.Encrypt([]byte(signedText))
 		if err != nil {
@@ -524,10 +527,7 @@ func TestNothingOfASecretShows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The recipient itself, whose fields nobody outside can reach, holds a
-		// key schedule.
-		status.Recipients = nil
-		shown = append(shown, string(text), fmt.Sprintf("%+v", *status), string(plain), recipient.Thumbprint, w.logs.lines.String())
+		shown = append(shown, fmt.Sprintf("%+v", *w.remembered(stored)), string(text), fmt.Sprintf("%+v", *status), string(plain), recipient.Thumbprint, w.logs.lines.String())
 		all := strings.Join(shown, "\n")
 
 		key := sha256.Sum256([]byte(clientSecret))

@@ -51,11 +51,11 @@ func (s *setState) mayFetch(now time.Time) bool { return !now.Before(s.NextAttem
 type keySet struct {
 	document []byte
 	limits   *jwks.Limits
-	weakly   atomic.Pointer[weak.Pointer[jwks.Set]]
+	weakly   atomic.Pointer[weak.Pointer[jwks.Set]] // nil if it has not been parsed here
 }
 
-func newKeySet(document []byte, limits *jwks.Limits) (*keySet, error) {
-	k := &keySet{document: document, limits: limits}
+func (c *Cache) newKeySet(document []byte) (*keySet, error) {
+	k := &keySet{document: document, limits: &c.cfg.Limits}
 	_, err := k.parse()
 	return k, err
 }
@@ -75,10 +75,12 @@ func (k *keySet) parsed() *jwks.Set {
 	if k == nil {
 		return nil
 	}
-	if set := k.weakly.Load().Value(); set != nil {
-		return set
+	if w := k.weakly.Load(); w != nil {
+		if set := w.Value(); set != nil {
+			return set
+		}
 	}
-	set, _ := k.parse() // newKeySet has seen that it can be parsed
+	set, _ := k.parse() // it has been found good before
 	return set
 }
 
@@ -122,7 +124,7 @@ func (c *Cache) loadSource(uri string) (*source, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.FetchTimeout)
 	defer cancel()
-	state, err := c.storedState(ctx, uri)
+	state, err := c.storedState(ctx, uri, c.newKeySet)
 	if err != nil {
 		return nil, err
 	}
@@ -136,8 +138,9 @@ func (c *Cache) loadSource(uri string) (*source, error) {
 	return c.sources.add(newSource(state, now), due), nil
 }
 
-// storedState reads what the store has of a URL.
-func (c *Cache) storedState(ctx context.Context, uri string) (*setState, error) {
+// storedState reads what the store has of a URL. accept finds the document good,
+// as newKeySet does.
+func (c *Cache) storedState(ctx context.Context, uri string, accept func(document []byte) (*keySet, error)) (*setState, error) {
 	none := &setState{KeySet: registry.KeySet{URI: uri}}
 	stored, err := c.cfg.Store.KeySet(ctx, uri)
 	switch {
@@ -153,7 +156,7 @@ func (c *Cache) storedState(ctx context.Context, uri string) (*setState, error) 
 	state := &setState{KeySet: *stored}
 	state.URI = uri // one string in memory instead of two
 	if len(stored.Document) > 0 {
-		state.set, err = newKeySet(stored.Document, &c.cfg.Limits)
+		state.set, err = accept(stored.Document)
 		if err != nil {
 			// It was good when it was stored; the limits have become stricter.
 			c.cfg.Logger.WarnContext(ctx, "stored key set refused", "jwks_uri", uri, "error", err)
@@ -165,11 +168,12 @@ func (c *Cache) storedState(ctx context.Context, uri string) (*setState, error) 
 }
 
 // peek returns what is known of a URL and leaves no trace of having looked.
-func (c *Cache) peek(ctx context.Context, uri string) (*setState, error) {
+// accept is that of storedState.
+func (c *Cache) peek(ctx context.Context, uri string, accept func(document []byte) (*keySet, error)) (*setState, error) {
 	if src := c.sources.get(uri); src != nil {
 		return src.state.Load(), nil
 	}
-	return c.storedState(ctx, uri)
+	return c.storedState(ctx, uri, accept)
 }
 
 // save writes the newest state of src to the store.

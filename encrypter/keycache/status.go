@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/registry"
 )
@@ -47,43 +48,76 @@ type Status struct {
 	// good set of a URL, if it cannot be refreshed until then, or those of a
 	// secret that expires.
 	ExpiresAt time.Time
-	// Recipients are those of the settings that encrypt and have a key. That
+	// Recipients are the keys of those settings that encrypt and have one. That
 	// of ID_TOKEN stands for logout tokens too.
-	Recipients []Recipient
+	Recipients []ChosenKey
 	// Warnings say what works and deserves a look all the same.
 	Warnings []string
 }
 
-// Status describes a registered client without fetching anything. A record
-// that a list marks as Tampered is NoUsableKey. Errors: registry.ErrUnavailable,
-// or the context's.
+// ChosenKey is what a status tells of the key of one setting. It cannot
+// encrypt: it is public through and through, also where the key is not.
+type ChosenKey struct {
+	// Setting is how tokens are made for the client.
+	Setting registry.Setting
+	// Thumbprint is that of a Recipient.
+	Thumbprint string
+	// Stale and FetchedAt are those of a Recipient.
+	Stale     bool
+	FetchedAt time.Time
+
+	keyID string
+}
+
+// KeyID returns the "kid" in the header of the client's tokens, or "".
+func (k *ChosenKey) KeyID() string { return k.keyID }
+
+// Algorithm returns the "alg" of the client's tokens.
+func (k *ChosenKey) Algorithm() encrypter.KeyAlgorithm {
+	return encrypter.KeyAlgorithm(k.Setting.EncryptionAlgorithm)
+}
+
+// ContentEncryption returns the "enc" of the client's tokens.
+func (k *ChosenKey) ContentEncryption() encrypter.ContentEncryption {
+	return encrypter.ContentEncryption(k.Setting.ContentEncryption)
+}
+
+// Status describes a registered client without fetching anything. What it finds
+// out of a revision is remembered, so that listing clients again costs little: a
+// secret that could be opened is taken to open for some minutes. A record that a
+// list marks as Tampered is NoUsableKey. Errors: registry.ErrUnavailable, or the
+// context's.
 func (c *Cache) Status(ctx context.Context, reg *registry.Registration) (*Status, error) {
 	if reg.Tampered {
 		return &Status{State: NoUsableKey, Reason: tamperedReason}, nil
 	}
+	before := c.remembered(reg)
 	if reg.Source.JWKSURI == "" {
-		set, err := c.staticSet(reg)
-		return c.statusOf(ctx, reg, staticStatus(reg), set, err)
+		return c.statusOf(ctx, reg, before, staticStatus(reg), nil)
 	}
-	state, err := c.peek(ctx, reg.Source.JWKSURI)
+	state, err := c.peek(ctx, reg.Source.JWKSURI, func(document []byte) (*keySet, error) {
+		if before.of(c.hash(document)) {
+			return &keySet{document: document, limits: &c.cfg.Limits}, nil
+		}
+		return c.newKeySet(document)
+	})
 	if err != nil {
 		return nil, err
 	}
-	return c.statusOf(ctx, reg, c.fetchedStatus(reg, state), state.set.parsed(), nil)
+	return c.statusOf(ctx, reg, before, c.fetchedStatus(reg, state), state.set)
 }
 
 const tamperedReason = "what is stored of this client fails its authentication: somebody changed the store; whoever may replace the client can register or delete it"
 
-// statusOf completes s, which describes the client's public keys: set, or
-// refused if they cannot be used any more.
-func (c *Cache) statusOf(ctx context.Context, reg *registry.Registration, s *Status, set *jwks.Set, refused error) (*Status, error) {
-	r, now := c.rules(reg, false), time.Now()
-	derived, err := c.derived(ctx, reg, r, now)
+// statusOf completes s, which describes the public keys of a registered client:
+// set, if they come from a URL. before is what is remembered of the client.
+func (c *Cache) statusOf(ctx context.Context, reg *registry.Registration, before *facts, s *Status, set *keySet) (*Status, error) {
+	now := time.Now()
+	f, err := c.find(ctx, reg, before, set, now)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	chosen := chooser{rules: r, set: set, refused: refused, unfetched: set == nil && s.State == Failing, derived: derived}
-	_ = s.choose(reg, chosen, now) // the state tells
+	s.tell(reg, f, now)
 	s.secret(reg, err, now)
 	return s, nil
 }
@@ -168,64 +202,77 @@ type chooser struct {
 	certificateAt time.Time
 }
 
-// choose returns the pick of the setting at place i of a registration, and its
-// key if that is a public one. ok is false if the status tells already why
-// there is none.
-func (f *chooser) choose(reg *registry.Registration, i int) (p pick, key *jwks.Key, ok bool) {
-	switch setting := reg.Settings[i]; {
-	case setting.EncryptionAlgorithm == "":
-		return pick{}, nil, false
-	case symmetric(setting) && reg.Source.Secret != nil:
-		if f.derived == nil {
-			return pick{}, nil, false
-		}
-		return f.derived[i], nil, true
-	case symmetric(setting):
-	case f.unfetched:
-		return pick{}, nil, false
-	case f.refused != nil:
-		return pick{err: f.refused}, nil, true
-	}
-	p, key = f.rules.choose(reg.Settings[i], f.set, f.certificateAt)
-	return p, key, true
+// choice is what one setting of a registration chose: a pick, and its key if
+// that is a public one. It is empty if the setting does not encrypt, or the
+// status tells already why there is no key.
+type choice struct {
+	pick
+	key *jwks.Key
 }
 
-// choose adds what the settings of a registration choose. A setting that no key
-// fits makes a client that is otherwise in use NoUsableKey; the first such error
-// is returned.
-func (s *Status) choose(reg *registry.Registration, from chooser, now time.Time) error {
-	var first error
+// choose returns what the settings of a registration choose. Either of both
+// kinds of keys may be left out.
+func (f *chooser) choose(reg *registry.Registration) []choice {
+	all := make([]choice, len(reg.Settings))
+	for i, setting := range reg.Settings {
+		switch {
+		case setting.EncryptionAlgorithm == "":
+		case derives(reg, setting):
+			if f.derived != nil {
+				all[i].pick = f.derived[i]
+			}
+		case symmetric(setting):
+			all[i].pick, all[i].key = f.rules.choose(setting, nil, time.Time{})
+		case f.unfetched:
+		case f.refused != nil:
+			all[i].failed = &failure{f.refused}
+		default:
+			all[i].pick, all[i].key = f.rules.choose(setting, f.set, f.certificateAt)
+		}
+	}
+	return all
+}
+
+// derives reports whether a setting encrypts with a key that is derived from
+// the secret that the registration keeps.
+func derives(reg *registry.Registration, s registry.Setting) bool {
+	return symmetric(s) && reg.Source.Secret != nil
+}
+
+// tell adds what is known of the keys that the settings of a registration
+// choose. A setting that no key fits makes a client that is otherwise in use
+// NoUsableKey.
+func (s *Status) tell(reg *registry.Registration, facts []fact, now time.Time) {
+	reason := ""
 	stale := s.State == Stale || s.State == Expired
 	for i, setting := range reg.Settings {
-		p, key, ok := from.choose(reg, i)
-		if !ok {
+		f := facts[i]
+		if f.reason != "" && reason == "" {
+			reason = fmt.Sprintf("%s: %s", setting.Kind, f.reason)
+		}
+		if !f.chosen {
 			continue
 		}
-		if p.err != nil {
-			if first == nil {
-				first = fmt.Errorf("%s: %w", setting.Kind, p.err)
-			}
-			continue
+		k := ChosenKey{Setting: setting, Thumbprint: f.thumbprint, keyID: f.keyID}
+		if !derives(reg, setting) {
+			k.Stale, k.FetchedAt = stale, s.FetchedAt
 		}
-		r := Recipient{Setting: setting, Recipient: p.recipient, Thumbprint: p.thumbprint}
-		if key != nil {
-			r.Stale, r.FetchedAt = stale, s.FetchedAt
-			for _, text := range key.WarningsAt(now) {
+		if f.key != nil {
+			for _, text := range f.key.WarningsAt(now) {
 				s.warn(setting, text)
 			}
-			if reg.X5T && key.X5T == "" {
+			if reg.X5T && f.key.X5T == "" {
 				s.warn(setting, "x5t is asked for, and the key has no certificate: register one, or leave x5t out")
 			}
 		}
-		for _, text := range r.Algorithm().Warnings(r.ContentEncryption()) {
+		for _, text := range k.Algorithm().Warnings(k.ContentEncryption()) {
 			s.warn(setting, text)
 		}
-		s.Recipients = append(s.Recipients, r)
+		s.Recipients = append(s.Recipients, k)
 	}
-	if first != nil && s.State != Expired {
-		s.State, s.Reason = NoUsableKey, first.Error()
+	if reason != "" && s.State != Expired {
+		s.State, s.Reason = NoUsableKey, reason
 	}
-	return first
 }
 
 // secretNotice is how long before its end a secret is worth a warning: time
@@ -293,5 +340,5 @@ func (c *Cache) Refresh(ctx context.Context, reg *registry.Registration) (*Statu
 	if err != nil {
 		return nil, err
 	}
-	return c.statusOf(ctx, reg, c.fetchedStatus(reg, state), state.set.parsed(), nil)
+	return c.statusOf(ctx, reg, c.remembered(reg), c.fetchedStatus(reg, state), state.set)
 }

@@ -19,7 +19,8 @@ type Change int
 // Decide and before anything is written.
 const (
 	// Unchanged: the client is registered just so. There is nothing to write.
-	// A caller who may neither create nor replace should not learn it.
+	// Where a secret is involved, this confirms a guess at it, and must not be
+	// answered unseen.
 	Unchanged Change = iota + 1
 	// Create: there has never been such a client.
 	Create

@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -194,6 +195,22 @@ func TestDecideRefusesMixedUpRecords(t *testing.T) {
 	}
 	if _, err := Decide(Unreadable("main", "app-2", &TamperedError{Revision: 3}), record(), 3); err == nil {
 		t.Error("what stands for another client's record was accepted")
+	}
+}
+
+// TestGreatestRevisionIsNotCountedOn: what a record claims that was tampered with
+// is handed to the store as it is.
+func TestGreatestRevisionIsNotCountedOn(t *testing.T) {
+	current := Unreadable("main", "app-1", &TamperedError{Revision: math.MaxUint64})
+	for _, revision := range []uint64{0, math.MaxUint64} {
+		d, err := Decide(current, record(), revision)
+		if err != nil || d.Change != Recreate || d.Expect != math.MaxUint64 || d.Record.Revision != 0 {
+			t.Errorf("revision %d: got %+v, %v; want Recreate over the greatest revision", revision, d, err)
+		}
+		d, err = DecideDelete(current, revision)
+		if err != nil || d.Change != Delete || d.Expect != math.MaxUint64 || d.Record.Revision != 0 {
+			t.Errorf("revision %d: got %+v, %v; want Delete over the greatest revision", revision, d, err)
+		}
 	}
 }
 

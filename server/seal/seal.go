@@ -250,9 +250,6 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	}
 	began := time.Now()
 	to, err := s.cfg.Recipients.Recipient(ctx, t.issuer.Name(), t.ClientID, registry.TokenKind(t.Kind))
-	if errors.Is(err, keycache.ErrNoSetting) {
-		return fmt.Errorf("%w, %s: register one for %s", err, t.Kind, registry.TokenKind(t.Kind).SettingKind())
-	}
 	if err != nil {
 		return err
 	}

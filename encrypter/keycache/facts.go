@@ -1,0 +1,241 @@
+package keycache
+
+import (
+	"context"
+	"hash/maphash"
+	"slices"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter/jwks"
+	"github.com/bulla-project/bulla/encrypter/registry"
+)
+
+// Parsing a key set and opening a secret are dear, and a caller who lists
+// clients asks for a thousand of them at a time. So what a status says of the
+// keys of one revision is taken from those that are ready for use in memory, if
+// they are, and is remembered.
+
+// fact is what a status says of the key of one setting: nothing that is secret,
+// and nothing that changes with time. It is empty if there is nothing to say.
+type fact struct {
+	chosen            bool
+	keyID, thumbprint string
+	// key is the chosen key as bare leaves it.
+	key *jwks.Key
+	// reason is why no key was chosen.
+	reason string
+}
+
+// facts are what is remembered of one client. They are never changed.
+type facts struct {
+	// revision and updatedAt are the registration's. One that is put in place
+	// of a record that was tampered with may have a revision that was there
+	// before.
+	revision  uint64
+	updatedAt time.Time
+
+	// public are those on keys that are not derived from the client's secret,
+	// chosen from the fetched document that hashes to document if they come
+	// from a URL; nil if they are not known.
+	public   []fact
+	document uint64
+
+	// derived are those on keys that are, found out at openedAt; nil if they
+	// are not known.
+	derived  []fact
+	openedAt time.Time
+}
+
+const (
+	// maxFacts is how many bytes facts may take, about: those of more than
+	// 10 000 clients, most of which take less than half a kilobyte.
+	maxFacts = 8 << 20
+	// openedFor is how long a secret that could be opened is taken to open.
+	openedFor = 5 * time.Minute
+)
+
+// of reports whether public is known of a document with the given hash.
+func (f *facts) of(document uint64) bool {
+	return f != nil && f.public != nil && f.document == document
+}
+
+// hash tells apart the documents of one URL. Its seed is a secret of the
+// process, so nobody can make two that look the same.
+func (c *Cache) hash(document []byte) uint64 { return maphash.Bytes(c.changes.seed, document) }
+
+// remembered returns what is remembered of a registration, nil for nothing.
+func (c *Cache) remembered(reg *registry.Registration) *facts {
+	f, ok := c.facts.GetIfPresent(clientKey{reg.Issuer, reg.ClientID})
+	if !ok || f.revision != reg.Revision || !f.updatedAt.Equal(reg.UpdatedAt) {
+		return nil
+	}
+	return f
+}
+
+// ready returns what is ready for use of a registration, nil for nothing, and
+// leaves no trace of having looked.
+func (c *Cache) ready(reg *registry.Registration) *client {
+	e, ok := c.clients.GetEntryQuietly(entryKey{clientKey: clientKey{reg.Issuer, reg.ClientID}})
+	if !ok || e.Value.revision != reg.Revision {
+		return nil
+	}
+	return e.Value
+}
+
+// find returns the facts on all settings of a registered client, and why those
+// on its secret are missing, if they are: see derived. before is what is
+// remembered of the client, set what its URL gave, nil for nothing.
+func (c *Cache) find(ctx context.Context, reg *registry.Registration, before *facts, set *keySet, now time.Time) ([]fact, error) {
+	after := facts{revision: reg.Revision, updatedAt: reg.UpdatedAt}
+	if before != nil {
+		after = *before
+	}
+	s := search{Cache: c, reg: reg, rules: c.rules(reg, false), ready: c.ready(reg), after: &after}
+	all := s.public(set)
+	derived, err := s.derived(ctx, now)
+	for i, f := range derived {
+		if derives(reg, reg.Settings[i]) {
+			all[i] = f
+		}
+	}
+	if s.news && reg.Revision != 0 {
+		c.facts.Set(clientKey{reg.Issuer, reg.ClientID}, &after)
+	}
+	return all, err
+}
+
+// search is one call of find.
+type search struct {
+	*Cache
+	reg   *registry.Registration
+	rules rules
+	ready *client // nil for none
+	after *facts  // what will be remembered
+	news  bool    // whether that is more than it was
+}
+
+// public returns the facts on keys that are not derived from the client's
+// secret. The result is the caller's.
+func (s *search) public(set *keySet) []fact {
+	from := chooser{rules: s.rules, unfetched: set == nil && s.reg.Source.JWKSURI != ""}
+	if from.unfetched {
+		return factsOf(from.choose(s.reg), s.rules)
+	}
+	if s.ready != nil {
+		picks := s.ready.fixed
+		if latest := s.ready.latest.Load(); latest != nil && latest.from == set {
+			picks = latest.of
+		}
+		if all, ok := factsOfPicks(picks); ok && picks != nil {
+			return all
+		}
+	}
+	var document uint64
+	if set != nil {
+		document = s.hash(set.document)
+	}
+	if !s.after.of(document) {
+		if set != nil {
+			from.set = set.parsed()
+		} else {
+			from.set, from.refused = s.staticSet(s.reg)
+		}
+		s.after.public, s.after.document = factsOf(from.choose(s.reg), s.rules), document
+		s.news = true
+	}
+	return slices.Clone(s.after.public)
+}
+
+// derived returns the facts on keys that are derived from the client's secret,
+// nil if there are none. Its errors are those of Cache.derived.
+func (s *search) derived(ctx context.Context, now time.Time) ([]fact, error) {
+	kept := s.reg.Source.Secret
+	if kept == nil {
+		return nil, nil
+	}
+	if err := secretExpired(kept.ExpiresAt, now); err != nil {
+		return nil, err
+	}
+	if s.ready != nil && s.ready.secret != nil {
+		if o := s.ready.secret.opened.Load(); o != nil {
+			all, _ := factsOfPicks(o.picks)
+			return all, o.err
+		}
+	}
+	if age := now.Sub(s.after.openedAt); s.after.derived != nil && age >= 0 && age < openedFor {
+		return s.after.derived, nil
+	}
+	picks, err := s.Cache.derived(ctx, s.reg, s.rules, now)
+	if err != nil {
+		s.after.derived = nil
+		return nil, err
+	}
+	s.after.derived, _ = factsOfPicks(picks)
+	s.after.openedAt, s.news = now, true
+	return s.after.derived, nil
+}
+
+// factsOf returns what there is to say of choices.
+func factsOf(choices []choice, r rules) []fact {
+	all := make([]fact, len(choices))
+	for i, c := range choices {
+		all[i] = factOf(c.pick)
+		if c.key != nil {
+			all[i].key = bare(c.key, r.x5t)
+		}
+	}
+	return all
+}
+
+// factsOfPicks is factsOf where the keys are not at hand. It reports false if
+// something may have to be said of one.
+func factsOfPicks(picks []pick) ([]fact, bool) {
+	all := make([]fact, len(picks))
+	for i, p := range picks {
+		if p.remarks {
+			return nil, false
+		}
+		all[i] = factOf(p)
+	}
+	return all, true
+}
+
+func factOf(p pick) fact {
+	switch {
+	case p.failed != nil:
+		return fact{reason: p.failed.err.Error()}
+	case p.recipient == nil:
+		return fact{}
+	}
+	return fact{chosen: true, keyID: p.recipient.KeyID(), thumbprint: p.thumbprint}
+}
+
+// bare returns what is needed of a key for its warnings, now and later: nil if
+// it will never have any. x5t says that the setting asks for x5t.
+func bare(key *jwks.Key, x5t bool) *jwks.Key {
+	if key.X5TS256 == "" && len(key.Warnings) == 0 && !x5t {
+		return nil
+	}
+	rest := *key // keeps how the key is spoken of
+	rest.Public, rest.KeyOps = nil, nil
+	return &rest
+}
+
+// weightOfFacts is about how many bytes facts take.
+func weightOfFacts(key clientKey, f *facts) uint32 {
+	const entry, each, bareKey = 256, 96, 384 // bytes: with what otter needs; a fact; a jwks.Key
+	n := entry + len(key.issuer) + len(key.clientID)
+	for _, all := range [][]fact{f.public, f.derived} {
+		for _, one := range all {
+			n += each + len(one.keyID) + len(one.thumbprint) + len(one.reason)
+			if one.key == nil {
+				continue
+			}
+			n += bareKey + len(one.key.X5TS256) + len(one.key.X5T)
+			for _, text := range one.key.Warnings {
+				n += len(text)
+			}
+		}
+	}
+	return uint32(n) //nolint:gosec // a registration has a few settings, and each text a bound
+}
