@@ -7,8 +7,10 @@ import (
 	"crypto"
 	"crypto/aes"
 	"encoding/hex"
+	"encoding/json"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -190,8 +192,8 @@ func TestPeersAreShownWhereThereAreAny(t *testing.T) {
 	r := newReport(7)
 	r.section("One")
 	r.add(Row{Name: "alone", Ours: 1, Floor: 1, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true})
-	r.add(Row{Name: "raced", Ours: 1, Floor: 1, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true, Peer: "them", PeerMicros: 3, PeerRatio: 3, Faster: true})
-	r.add(Row{Name: "beaten", Ours: 4, Floor: 4, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true, Peer: "them", PeerMicros: 3, PeerRatio: 0.75})
+	r.add(Row{Name: "raced", Ours: 1, Floor: 1, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true, Peer: "them", PeerMicros: 3, PeerRatio: 3})
+	r.add(Row{Name: "beaten", Ours: 4, Floor: 4, Ratio: 1, Low: 1, High: 1, Goal: 1.1, OK: true, Peer: "them", PeerMicros: 3, PeerRatio: 0.75, Slower: true})
 	var out bytes.Buffer
 	if err := r.writeText(&out); err != nil {
 		t.Fatal(err)
@@ -239,5 +241,30 @@ Two
 	}
 	if err := r.writeJSON(&out); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestTheToolRuns runs the whole of it, the service and its HSM included: the
+// parts above say nothing of whether they still fit together.
+func TestTheToolRuns(t *testing.T) {
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), "go", "run", ".", "-quick", "-json")
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, stderr.Bytes())
+	}
+	var report Report
+	if err := json.Unmarshal(out, &report); err != nil {
+		t.Fatal(err)
+	}
+	var titles []string
+	for _, s := range report.Sections {
+		titles = append(titles, s.Title)
+	}
+	for _, want := range []string{"JWE: every alg with every enc", "X25519", "PKCS#11", "Service", "Latency"} {
+		if !slices.ContainsFunc(titles, func(title string) bool { return strings.HasPrefix(title, want) }) {
+			t.Errorf("the report has the sections %q, and none of %s", titles, want)
+		}
 	}
 }

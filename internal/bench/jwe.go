@@ -159,7 +159,7 @@ func (b *bench) jweRow(c jweCase, keys map[string]crypto.PublicKey, spell time.D
 	row := newRow(c.String(), goal, in, at)
 	if theirs != nil {
 		row.Peer, row.PeerMicros, row.PeerRatio = "go-jose", peer.micros(), median(peer.ratios(at))
-		row.Faster = median(in.ratios(peer)) < 1
+		row.Slower = median(in.ratios(peer)) >= 1
 	}
 	if row.Allocs, err = allocations(ours, floor, theirs); err != nil {
 		return Row{}, err

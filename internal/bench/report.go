@@ -51,9 +51,9 @@ type Row struct {
 	// Peer is another way to do the same; its ratio is that to the floor too.
 	Peer                  string  `json:",omitempty"`
 	PeerMicros, PeerRatio float64 `json:",omitempty"`
-	// Faster says that ours took less than the peer, by the median of the
-	// rounds.
-	Faster bool `json:",omitempty"`
+	// Slower says that ours took no less than a peer that it should beat, by
+	// the median of the rounds.
+	Slower bool `json:",omitempty"`
 
 	Allocs *Allocs `json:",omitempty"`
 }
@@ -168,12 +168,12 @@ func (s *Section) writeRows(t *bytes.Buffer) {
 	writeTable(t, rows)
 }
 
-// slower is what to see of Faster: whether it is not.
+// slower is what to see of Slower.
 func (r Row) slower() string {
-	if r.Faster {
-		return ""
+	if r.Slower {
+		return "faster than ours"
 	}
-	return "faster than ours"
+	return ""
 }
 
 // columns are allocs, floor's, beyond, goal and verdict.
