@@ -45,7 +45,20 @@ func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(20*time.Millisecond + rand.N(200*time.Millisecond))
+		// By what was done and not by the clock: a busy disk takes its time.
+		count := func() int {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(acknowledged)
+		}
+		before := count()
+		harness.Eventually(t, func() error {
+			if n := count() - before; n < 4 {
+				return errorf("%d registrations were acknowledged", n)
+			}
+			return nil
+		})
+		time.Sleep(rand.N(200 * time.Millisecond))
 		s.Kill(t)
 		workers.Wait()
 	}

@@ -35,7 +35,12 @@ func sign(t testing.TB, c Case, payload string) string {
 	case strings.HasPrefix(c.Signature, "HS"):
 		with = []byte(secret)
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.SignatureAlgorithm(c.Signature), Key: with}, nil)
+	return signWith(t, jose.SigningKey{Algorithm: jose.SignatureAlgorithm(c.Signature), Key: with}, nil, payload)
+}
+
+func signWith(t testing.TB, key jose.SigningKey, options *jose.SignerOptions, payload string) string {
+	t.Helper()
+	signer, err := jose.NewSigner(key, options)
 	if err != nil {
 		t.Fatal(err)
 	}

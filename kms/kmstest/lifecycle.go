@@ -64,30 +64,41 @@ func (h *Harness) close(t *testing.T) {
 func (h *Harness) closeWhileSigning(t *testing.T) {
 	b := h.open(t)
 	k := h.key(t, b, h.algorithms()[0])
-	var signed, inFlight sync.WaitGroup
-	signed.Add(signers)
+	closeWhile(t, b, h.prompt, "sign", func() error {
+		_, err := signAndVerify(t.Context(), k, []byte("header.payload"))
+		return err
+	})
+}
+
+// closeWhile closes b while several goroutines do something with it again and
+// again. Each ends with ErrUnavailable, and none gets anything from a call that
+// it began after Close had returned.
+func closeWhile(t *testing.T, b kms.Backend, prompt func(*testing.T, string, func()), what string, do func() error) {
+	t.Helper()
+	var begun, inFlight sync.WaitGroup
+	begun.Add(signers)
 	var closed atomic.Bool
 	for range signers {
 		inFlight.Go(func() {
-			first := sync.OnceFunc(signed.Done)
+			first := sync.OnceFunc(begun.Done)
 			defer first()
 			for {
 				late := closed.Load()
-				_, err := signAndVerify(t.Context(), k, []byte("header.payload"))
+				err := do()
 				first()
 				if err != nil {
-					wantError(t, "Sign while the backend closes", err, kms.ErrUnavailable)
+					wantError(t, what+" while the backend closes", err, kms.ErrUnavailable)
 					return
 				}
 				if late {
-					t.Error("Sign returned a signature after Close had returned")
+					t.Errorf("it could %s after Close had returned", what)
 					return
 				}
 			}
 		})
 	}
-	h.prompt(t, "Close", func() {
-		signed.Wait()
+	prompt(t, "Close", func() {
+		begun.Wait()
 		if err := b.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}

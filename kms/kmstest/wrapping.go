@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -455,35 +454,9 @@ func (h *WrapperHarness) close(t *testing.T) {
 func (h *WrapperHarness) closeWhileWrapping(t *testing.T) {
 	b := h.open(t)
 	w := h.wrapper(t, b, h.Key)
-	var begun, inFlight sync.WaitGroup
-	begun.Add(signers)
-	var closed atomic.Bool
-	for range signers {
-		inFlight.Go(func() {
-			first := sync.OnceFunc(begun.Done)
-			defer first()
-			for {
-				late := closed.Load()
-				_, err := wrapAndUnwrap(t.Context(), w, dataKey(32), []byte("aad"))
-				first()
-				if err != nil {
-					wantError(t, "while the backend closes", err, kms.ErrUnavailable)
-					return
-				}
-				if late {
-					t.Error("a data key was wrapped after Close had returned")
-					return
-				}
-			}
-		})
-	}
-	h.prompt(t, "Close", func() {
-		begun.Wait()
-		if err := b.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-		closed.Store(true)
-		inFlight.Wait()
+	closeWhile(t, b, h.prompt, "wrap", func() error {
+		_, err := wrapAndUnwrap(t.Context(), w, dataKey(32), []byte("aad"))
+		return err
 	})
 }
 
