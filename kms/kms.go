@@ -145,6 +145,86 @@ type WrapperOpener interface {
 	OpenWrapper(ctx context.Context, ref string) (Wrapper, error)
 }
 
+// DefaultRSABits is the length in bits of the modulus of an RSA key that is
+// created where nothing else is asked for.
+const DefaultRSABits = 2048
+
+// KeySpec says which signing key to create.
+type KeySpec struct {
+	// Algorithm is what the key will sign with. One of Algorithms.
+	Algorithm Algorithm
+	// RSABits is the length of the modulus of an RSA key: 2048, 3072 or 4096.
+	// 0 means DefaultRSABits. It is 0 for other keys.
+	RSABits int
+}
+
+// Check reports what is wrong with the spec. Errors wrap ErrKeyMismatch.
+func (s KeySpec) Check() error {
+	if !s.Algorithm.Known() {
+		return fmt.Errorf("%w: a signing key of a backend is for one of %v, not %q", ErrKeyMismatch, Algorithms(), string(s.Algorithm))
+	}
+	switch {
+	case s.RSABits == 0:
+		return nil
+	case s.Algorithm.KeyType() != RSA:
+		return fmt.Errorf("%w: a key for %s has no RSA modulus whose length could be chosen", ErrKeyMismatch, s.Algorithm)
+	case s.RSABits != 2048 && s.RSABits != 3072 && s.RSABits != 4096:
+		return fmt.Errorf("%w: an RSA key of %d bits: create one of 2048, 3072 or 4096", ErrKeyMismatch, s.RSABits)
+	}
+	return nil
+}
+
+// Bits is RSABits with the default filled in, 0 for a key that is not RSA.
+func (s KeySpec) Bits() int {
+	if s.RSABits == 0 && s.Algorithm.KeyType() == RSA {
+		return DefaultRSABits
+	}
+	return s.RSABits
+}
+
+// maxTag bounds a tag: CKA_LABEL, a tag of AWS and a kid all have room for it.
+const maxTag = 64
+
+// CheckTag reports that tag cannot mark a key: it has 1 to 64 letters, digits,
+// dots, dashes and underscores, which need no quoting anywhere. That is a fault
+// of the caller, so the error wraps none of the errors above.
+func CheckTag(tag string) error {
+	for _, c := range []byte(tag) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '-', c == '_':
+		default:
+			return fmt.Errorf("%q cannot mark a key: use letters, digits, dots, dashes and underscores", tag)
+		}
+	}
+	if tag == "" || len(tag) > maxTag {
+		return fmt.Errorf("%q cannot mark a key: use 1 to %d characters", tag, maxTag)
+	}
+	return nil
+}
+
+// Creator is an optional ability of a Backend: to make signing keys. Both
+// methods may be called by any number of goroutines, return when ctx ends, and
+// answer with the errors of Backend.OpenKey.
+//
+// Nothing makes the creation of a key and its record elsewhere one step. So
+// whoever creates a key first writes down the tag, and after a crash looks with
+// FindKeys whether the key came to be.
+type Creator interface {
+	// CreateKey makes a key pair marked with tag and returns its reference.
+	// The private half signs and does nothing else; it can be neither read nor
+	// taken out, as far as the backend knows how to promise that. CreateKey
+	// does not look whether a key of that tag exists: called twice, it makes
+	// two. If it returns an error the key may have come to be all the same.
+	// A key the backend cannot make is ErrKeyMismatch; one it may not,
+	// ErrKeyDisabled.
+	CreateKey(ctx context.Context, spec KeySpec, tag string) (ref string, err error)
+
+	// FindKeys returns the references of the signing keys that CreateKey
+	// marked with tag, in a stable order, none (and no error) if there are
+	// none. Keys that are disabled or about to be deleted may be left out.
+	FindKeys(ctx context.Context, tag string) (refs []string, err error)
+}
+
 // Distruster is an optional ability of a Key: to be told that a signature it
 // returned did not verify, so that whatever made it (a session, a connection)
 // is thrown away and not used again.

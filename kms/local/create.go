@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/go-jose/go-jose/v4"
 
@@ -23,9 +22,6 @@ import (
 // Use it, or choose another name.
 var ErrExists = errors.New("local keys: a key of that name exists")
 
-// newRSABits is the modulus length of RSA keys that Create generates.
-const newRSABits = kms.MinRSABits
-
 // Create generates a signing key for alg, adds it under name to the JWK Set at
 // path, and returns the reference to open it by. The file is made if it is
 // missing, with mode 0600; its folder must be there. RSA keys get 2048 bits.
@@ -33,15 +29,20 @@ const newRSABits = kms.MinRSABits
 // A crash leaves either the old file or the new one, whole and on disk.
 // Creates in several processes wait for each other.
 func Create(path string, alg kms.Algorithm, name string) (ref string, err error) {
-	if !slices.Contains(kms.Algorithms(), alg) {
-		return "", fmt.Errorf("local keys: unknown algorithm %q: use one of %v", string(alg), kms.Algorithms())
+	return createKey(path, kms.KeySpec{Algorithm: alg}, name)
+}
+
+// createKey is Create for a key of the given spec.
+func createKey(path string, spec kms.KeySpec, name string) (ref string, err error) {
+	if err := spec.Check(); err != nil {
+		return "", fmt.Errorf("local keys: %w", err)
 	}
 	return add(path, name, func() (jose.JSONWebKey, error) {
-		private, err := generate(alg)
+		private, err := generate(spec)
 		if err != nil {
-			return jose.JSONWebKey{}, fmt.Errorf("generate a key for %s: %w", alg, err)
+			return jose.JSONWebKey{}, fmt.Errorf("generate a key for %s: %w", spec.Algorithm, err)
 		}
-		return jose.JSONWebKey{Key: private, KeyID: name, Algorithm: string(alg), Use: "sig"}, nil
+		return jose.JSONWebKey{Key: private, KeyID: name, Algorithm: string(spec.Algorithm), Use: "sig"}, nil
 	})
 }
 
@@ -118,12 +119,12 @@ func (s *set) add(k jose.JSONWebKey) error {
 	return nil
 }
 
-func generate(alg kms.Algorithm) (crypto.Signer, error) {
-	switch alg.KeyType() {
+func generate(spec kms.KeySpec) (crypto.Signer, error) {
+	switch spec.Algorithm.KeyType() {
 	case kms.RSA:
-		return rsa.GenerateKey(rand.Reader, newRSABits)
+		return rsa.GenerateKey(rand.Reader, spec.Bits())
 	case kms.EC:
-		return ecdsa.GenerateKey(alg.Curve(), rand.Reader)
+		return ecdsa.GenerateKey(spec.Algorithm.Curve(), rand.Reader)
 	default:
 		_, private, err := ed25519.GenerateKey(rand.Reader)
 		return private, err

@@ -200,7 +200,7 @@ func TestCreateRefusesTakenAndUnfitNames(t *testing.T) {
 	if _, err := local.Create(path, kms.ES384, "taken"); !errors.Is(err, local.ErrExists) {
 		t.Errorf("taken name: got error %v, want %v", err, local.ErrExists)
 	}
-	for _, name := range []string{"", "a b", "a/b", "a\n", "ä", "a=b", strings.Repeat("x", 65)} {
+	for _, name := range []string{"", "a b", "a/b", "a\n", "ä", "a=b", strings.Repeat("x", 81)} {
 		if _, err := local.Create(path, kms.ES256, name); err == nil {
 			t.Errorf("name %q was accepted", name)
 		}
@@ -460,4 +460,22 @@ func TestStartWarnsThatKeysAreSoftware(t *testing.T) {
 	if got := log.String(); !strings.Contains(got, "level=WARN") || !strings.Contains(got, "development only") {
 		t.Errorf("log: %q", got)
 	}
+}
+
+func TestCreatorConformance(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keys.json")
+	create(t, path, kms.ES256, "first")
+	kmstest.RunCreator(t, kmstest.CreatorHarness{
+		Open: func(t testing.TB) kms.Backend {
+			b, err := local.New(t.Context(), local.Config{Path: path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		},
+		Specs: []kms.KeySpec{
+			{Algorithm: kms.ES256}, {Algorithm: kms.ES384}, {Algorithm: kms.ES512}, {Algorithm: kms.EdDSA}, {Algorithm: kms.Ed25519},
+			{Algorithm: kms.RS256}, {Algorithm: kms.PS256, RSABits: 3072},
+		},
+	})
 }

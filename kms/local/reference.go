@@ -20,8 +20,8 @@ func parseReference(ref string) (string, error) {
 	return name, nil
 }
 
-// maxName bounds the names that Create gives.
-const maxName = 64
+// maxName bounds the names that Create and CreateKey give.
+const maxName = 80
 
 // checkName allows for new keys only what needs no quoting anywhere: in YAML,
 // in a shell, in a URL.
