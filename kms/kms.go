@@ -44,6 +44,12 @@ var (
 	// there before. An operator has to look.
 	ErrKeyMismatch = errors.New("key does not fit")
 
+	// ErrTooLong: the message is longer than the key's backend signs. The key is
+	// well: make the message shorter, or sign it with a key that has no such
+	// limit. Trying again does not help, and nothing is wrong for an operator
+	// to look at.
+	ErrTooLong = errors.New("message too long for the key")
+
 	// ErrUnwrap: what is to be unwrapped was not wrapped by this key for this
 	// purpose, or was changed since. Do not use it; an operator has to look.
 	ErrUnwrap = errors.New("wrapped key does not open")
@@ -69,8 +75,10 @@ type Key interface {
 	// Sign hashes message as the algorithm says, keeps no reference to it, and
 	// returns when ctx ends, even if the backend still works.
 	//
-	// Errors wrap ErrUnavailable, ErrThrottled, ErrKeyNotFound, ErrKeyDisabled
-	// or ErrKeyMismatch, or are the context's.
+	// Errors wrap ErrUnavailable, ErrThrottled, ErrKeyNotFound, ErrKeyDisabled,
+	// ErrKeyMismatch or ErrTooLong, or are the context's. The text of ErrTooLong
+	// names no key and no place, so that it may be shown to whoever sent the
+	// message.
 	Sign(ctx context.Context, message []byte) ([]byte, error)
 }
 
@@ -79,8 +87,8 @@ type Backend interface {
 	// OpenKey finds the key that ref names, in the backend's own notation,
 	// reads its public half and binds it to alg. The algorithm is a parameter
 	// because a reference cannot say it: one RSA key could sign RS256 or
-	// PS256. It returns when ctx ends. Errors are those of Key.Sign, and
-	// ErrReference.
+	// PS256. It returns when ctx ends. Errors are those of Key.Sign
+	// without ErrTooLong, and ErrReference.
 	OpenKey(ctx context.Context, ref string, alg Algorithm) (Key, error)
 
 	// Check asks the backend for something real and cheap, and returns nil if

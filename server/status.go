@@ -75,6 +75,7 @@ var table = []row{
 	{keycache.ErrLimited, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_REFRESH_LIMITED, ""},
 	{keycache.ErrNotRefreshable, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_KEY_SOURCE_NOT_REFRESHABLE, ""},
 
+	{kms.ErrTooLong, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_CLAIMS_INVALID, ""},
 	{keyring.ErrNotOpen, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
 	// What a backend that is down takes with it (the data keys that authenticate
 	// the registry too) has its reason, so that all of an outage looks alike.

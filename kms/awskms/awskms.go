@@ -1,11 +1,16 @@
 // Package awskms signs, and wraps data keys, with keys in AWS KMS.
 //
 // A signing key is asked for its public half once, when it is opened, and from
-// then on for nothing but signatures. What goes to AWS is the digest of the signing
-// input (MessageType DIGEST), never the input: the claims of a token do not
-// leave the machine, and may be longer than the 4096 bytes that KMS would hash
-// itself. ECDSA signatures come back in DER and leave here as r‖s, as JWS wants
-// them; a signature that is not strict DER is refused.
+// then on for nothing but signatures. What goes to AWS is the digest of the
+// signing input (MessageType DIGEST), not the input: the claims of a token do
+// not leave the machine, and may be longer than the 4096 bytes that KMS would
+// hash itself. ECDSA signatures come back in DER and leave here as r‖s, as JWS
+// wants them; a signature that is not strict DER is refused.
+//
+// Ed25519 is the exception. It has no digest that could be sent in the
+// message's place, so KMS is sent the message (MessageType RAW), sees the
+// claims, and signs at most 4096 bytes; a longer one is kms.ErrTooLong before
+// anything is asked.
 //
 // A key is pinned when it is opened: later calls name the key that KMS said it
 // was, not the alias it was found by. An alias that someone points elsewhere
@@ -13,26 +18,24 @@
 // signatures do come from the pinned key is not believed either; whoever
 // releases one verifies it with kms.Verify.
 //
-// RSA keys sign RS256 to PS512, NIST P-256, P-384 and P-521 keys their ES
-// algorithm. Ed25519 keys are refused: KMS signs for them messages of at most
-// 4096 bytes, not digests, and claims may be longer.
-//
 // A wrapping key is a symmetric one (SYMMETRIC_DEFAULT). The data key goes to
 // KMS to be encrypted and comes back from it. What it is bound to (the aad) is
 // the encryption context, as its SHA-256 in hexadecimal: CloudTrail records
 // encryption contexts, and names of clients have no place there.
 //
-// Region, credentials and retries are the AWS SDK's own: environment, shared
-// files, web identity, container and instance roles; three attempts with
-// back-off, unless AWS_MAX_ATTEMPTS says otherwise. A retry that the caller's
-// deadline leaves no time for is not waited for. The identity needs two
-// permissions on each signing key, two on the wrapping key, and no others:
+// Region and credentials are found the AWS SDK's own way: environment, shared
+// files, web identity, container and instance roles. The SDK also decides which
+// failures are retried and how often; the caller's deadline bounds all of it,
+// and attempts.go says how the time is shared out.
 //
-//	kms:GetPublicKey
-//	kms:Sign
+// The identity needs two permissions on each signing key, two on the wrapping
+// key, and five more only where Bulla creates its keys itself:
 //
-//	kms:Encrypt
-//	kms:Decrypt
+//	kms:GetPublicKey, kms:Sign
+//	kms:Encrypt, kms:Decrypt
+//	kms:CreateKey, kms:TagResource, kms:ListKeys, kms:ListResourceTags, kms:DescribeKey
+//
+// docs/backends/awskms.md is the page for operators, with the policies.
 package awskms
 
 import (
@@ -59,16 +62,17 @@ type Config struct {
 	Region string
 
 	// Endpoint is the URL of another endpoint than the region's public one: a
-	// VPC endpoint, or an emulator. It must be https, except on a loopback
-	// address. Default: AWS_ENDPOINT_URL_KMS, else the region's.
+	// VPC endpoint, or an emulator. Default: AWS_ENDPOINT_URL_KMS, else the
+	// region's. Wherever it comes from it must be https, except on a loopback
+	// address.
 	Endpoint string
 
 	// Rate is how many signatures a second this process asks for at most, so
-	// that a burst does not starve others who use the same AWS account. A
-	// signature waits for its turn; one whose deadline would pass is refused at
-	// once with kms.ErrThrottled. Default 0: no limit. Data keys are wrapped and
-	// unwrapped a few times a day and are not counted; AWS has other quotas for
-	// them.
+	// that a burst does not starve others who use the same AWS account; a
+	// retried one counts again. A signature waits for its turn; one whose
+	// deadline would pass is refused at once with kms.ErrThrottled. Default 0:
+	// no limit. Data keys are wrapped and unwrapped a few times a day and are
+	// not counted; AWS has other quotas for them.
 	Rate int
 
 	// Logger receives which key a reference was pinned to, and what the SDK
@@ -83,8 +87,9 @@ type Backend struct {
 	region    string
 	log       *slog.Logger
 
-	calls gate
-	rate  *rate.Limiter
+	calls   gate
+	rate    *rate.Limiter // of signatures
+	lookups *rate.Limiter // of what finds keys by their tag
 
 	mu     sync.Mutex // guards opened
 	opened string     // a key that has been opened, for Check; "" before
@@ -96,9 +101,6 @@ var _ kms.Backend = (*Backend)(nil)
 // shared configuration files, and does not touch the network: whether KMS can
 // be reached, and whether there are credentials, is what Check and OpenKey say.
 func New(ctx context.Context, cfg Config) (*Backend, error) {
-	if err := checkEndpoint(cfg.Endpoint); err != nil {
-		return nil, err
-	}
 	if cfg.Rate < 0 {
 		return nil, errors.New("awskms: the rate is negative: leave it at zero for no limit")
 	}
@@ -117,21 +119,26 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 		return nil, errors.New("awskms: no region is configured: set it, or AWS_REGION")
 	}
 	transport := newTransport(sdk)
+	client := awssdk.NewFromConfig(sdk, func(o *awssdk.Options) {
+		if cfg.Endpoint != "" {
+			o.BaseEndpoint = aws.String(cfg.Endpoint)
+		}
+		o.HTTPClient = &http.Client{
+			Transport: wholeBody{transport},
+			// KMS does not redirect; a signed request goes nowhere else.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+	})
+	if err := checkEndpoint(aws.ToString(client.Options().BaseEndpoint)); err != nil {
+		return nil, err
+	}
 	return &Backend{
-		client: awssdk.NewFromConfig(sdk, func(o *awssdk.Options) {
-			if cfg.Endpoint != "" {
-				o.BaseEndpoint = aws.String(cfg.Endpoint)
-			}
-			o.HTTPClient = &http.Client{
-				Transport: wholeBody{transport},
-				// KMS does not redirect; a signed request goes nowhere else.
-				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			}
-		}),
+		client:    client,
 		transport: transport,
 		region:    sdk.Region,
 		log:       log,
 		rate:      newLimiter(cfg.Rate),
+		lookups:   newLimiter(lookupRate),
 	}, nil
 }
 
@@ -149,7 +156,7 @@ func (b *Backend) Check(ctx context.Context) error {
 		return err
 	}
 	defer leave()
-	_, err = b.client.GetPublicKey(ctx, &awssdk.GetPublicKeyInput{KeyId: aws.String(b.keyToAsk())}, withinDeadline(ctx))
+	_, err = b.client.GetPublicKey(ctx, &awssdk.GetPublicKeyInput{KeyId: aws.String(b.keyToAsk())}, manner{}.within(ctx))
 	if err == nil {
 		return nil
 	}

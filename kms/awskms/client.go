@@ -4,48 +4,28 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	awssdk "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/smithy-go/logging"
 )
 
 // client is what this package uses of the AWS SDK: the calls, and thereby the
-// permissions, are these.
+// permissions, are these. CreateKey takes kms:TagResource beside its own, for
+// the tag it sets.
 type client interface {
+	// For signing.
 	GetPublicKey(context.Context, *awssdk.GetPublicKeyInput, ...func(*awssdk.Options)) (*awssdk.GetPublicKeyOutput, error)
 	Sign(context.Context, *awssdk.SignInput, ...func(*awssdk.Options)) (*awssdk.SignOutput, error)
+
+	// For wrapping data keys.
 	Encrypt(context.Context, *awssdk.EncryptInput, ...func(*awssdk.Options)) (*awssdk.EncryptOutput, error)
 	Decrypt(context.Context, *awssdk.DecryptInput, ...func(*awssdk.Options)) (*awssdk.DecryptOutput, error)
-}
 
-// withinDeadline makes a call give up, with the error it has, rather than wait
-// for a retry that ctx will not live to see: to be told "throttled" in time is
-// worth more than to be told nothing but that time is over.
-func withinDeadline(ctx context.Context) func(*awssdk.Options) {
-	deadline, ok := ctx.Deadline()
-	return func(o *awssdk.Options) {
-		if retryer, isV2 := o.Retryer.(aws.RetryerV2); ok && isV2 {
-			o.Retryer = boundedRetryer{retryer, deadline}
-		}
-	}
-}
-
-// boundedRetryer is the client's retryer, for one call.
-type boundedRetryer struct {
-	aws.RetryerV2
-	deadline time.Time
-}
-
-// RetryDelay implements aws.Retryer. The error it returns takes the place of
-// err, and therefore wraps it.
-func (r boundedRetryer) RetryDelay(attempt int, err error) (time.Duration, error) {
-	delay, delayErr := r.RetryerV2.RetryDelay(attempt, err)
-	if delayErr == nil && delay >= time.Until(r.deadline) {
-		return 0, fmt.Errorf("attempt %d failed, and the deadline leaves no time for another: %w", attempt, err)
-	}
-	return delay, delayErr
+	// For creating signing keys, and finding them again.
+	CreateKey(context.Context, *awssdk.CreateKeyInput, ...func(*awssdk.Options)) (*awssdk.CreateKeyOutput, error)
+	ListKeys(context.Context, *awssdk.ListKeysInput, ...func(*awssdk.Options)) (*awssdk.ListKeysOutput, error)
+	ListResourceTags(context.Context, *awssdk.ListResourceTagsInput, ...func(*awssdk.Options)) (*awssdk.ListResourceTagsOutput, error)
+	DescribeKey(context.Context, *awssdk.DescribeKeyInput, ...func(*awssdk.Options)) (*awssdk.DescribeKeyOutput, error)
 }
 
 // sdkLogger passes on what the SDK logs. With the SDK's default log mode that

@@ -3,6 +3,8 @@ package awskms
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
@@ -18,16 +20,26 @@ import (
 
 // signingAlgorithms are the names that KMS has for ours.
 var signingAlgorithms = map[kms.Algorithm]types.SigningAlgorithmSpec{
-	kms.RS256: types.SigningAlgorithmSpecRsassaPkcs1V15Sha256,
-	kms.RS384: types.SigningAlgorithmSpecRsassaPkcs1V15Sha384,
-	kms.RS512: types.SigningAlgorithmSpecRsassaPkcs1V15Sha512,
-	kms.PS256: types.SigningAlgorithmSpecRsassaPssSha256,
-	kms.PS384: types.SigningAlgorithmSpecRsassaPssSha384,
-	kms.PS512: types.SigningAlgorithmSpecRsassaPssSha512,
-	kms.ES256: types.SigningAlgorithmSpecEcdsaSha256,
-	kms.ES384: types.SigningAlgorithmSpecEcdsaSha384,
-	kms.ES512: types.SigningAlgorithmSpecEcdsaSha512,
+	kms.RS256:   types.SigningAlgorithmSpecRsassaPkcs1V15Sha256,
+	kms.RS384:   types.SigningAlgorithmSpecRsassaPkcs1V15Sha384,
+	kms.RS512:   types.SigningAlgorithmSpecRsassaPkcs1V15Sha512,
+	kms.PS256:   types.SigningAlgorithmSpecRsassaPssSha256,
+	kms.PS384:   types.SigningAlgorithmSpecRsassaPssSha384,
+	kms.PS512:   types.SigningAlgorithmSpecRsassaPssSha512,
+	kms.ES256:   types.SigningAlgorithmSpecEcdsaSha256,
+	kms.ES384:   types.SigningAlgorithmSpecEcdsaSha384,
+	kms.ES512:   types.SigningAlgorithmSpecEcdsaSha512,
+	kms.EdDSA:   types.SigningAlgorithmSpecEd25519Sha512,
+	kms.Ed25519: types.SigningAlgorithmSpecEd25519Sha512,
 }
+
+// maxRaw is the length in bytes of the longest message that KMS hashes itself
+// (API reference, Sign: Message).
+const maxRaw = 4096
+
+// fittingClaims is about how many bytes of claims give a signing input of
+// maxRaw bytes: three quarters, less a header with a kid and the longest typ.
+const fittingClaims = 2900
 
 // key is one KMS key, bound to its algorithm.
 type key struct {
@@ -54,9 +66,9 @@ func (b *Backend) OpenKey(ctx context.Context, ref string, alg kms.Algorithm) (k
 	}
 	spec, ok := signingAlgorithms[alg]
 	if !ok {
-		return nil, fmt.Errorf("%w: the AWS KMS backend does not sign %q: use an RSA or ECDSA algorithm, RS256 to ES512", kms.ErrKeyMismatch, string(alg))
+		return nil, fmt.Errorf("%w: the AWS KMS backend does not sign %q: use one of %v", kms.ErrKeyMismatch, string(alg), kms.Algorithms())
 	}
-	out, err := b.client.GetPublicKey(ctx, &awssdk.GetPublicKeyInput{KeyId: aws.String(id)}, withinDeadline(ctx))
+	out, err := b.client.GetPublicKey(ctx, &awssdk.GetPublicKeyInput{KeyId: aws.String(id)}, manner{}.within(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("key %q: %w", id, classify(ctx, "GetPublicKey", err))
 	}
@@ -109,16 +121,15 @@ func (k *key) Sign(ctx context.Context, message []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer leave()
-
-	if err := waitTurn(ctx, k.backend.rate); err != nil {
+	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	out, err := k.backend.client.Sign(ctx, &awssdk.SignInput{
-		KeyId:            aws.String(k.id),
-		Message:          k.alg.Digest(message),
-		MessageType:      types.MessageTypeDigest,
-		SigningAlgorithm: k.spec,
-	}, withinDeadline(ctx))
+
+	in := &awssdk.SignInput{KeyId: aws.String(k.id), SigningAlgorithm: k.spec}
+	if in.Message, in.MessageType, err = k.prepare(message); err != nil {
+		return nil, err
+	}
+	out, err := k.backend.client.Sign(ctx, in, manner{turns: k.backend.rate}.within(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("key %q: %w", k.id, classify(ctx, "Sign", err))
 	}
@@ -129,13 +140,33 @@ func (k *key) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	return signature, nil
 }
 
+// prepare returns what of message KMS is sent: its digest, except for Ed25519,
+// which hashes the message twice (RFC 8032, section 5.1.6) and therefore needs
+// all of it.
+func (k *key) prepare(message []byte) ([]byte, types.MessageType, error) {
+	if k.alg.KeyType() != kms.OKP {
+		return k.alg.Digest(message), types.MessageTypeDigest, nil
+	}
+	if n := len(message); n > maxRaw {
+		return nil, "", fmt.Errorf("%w: AWS KMS signs at most %d bytes with an Ed25519 key, and header and claims together are %d: send fewer claims (some %d bytes of them fit), or use another signing algorithm, such as ES256", kms.ErrTooLong, maxRaw, n, fittingClaims)
+	}
+	if message == nil {
+		message = []byte{} // the SDK takes nil for a missing parameter
+	}
+	return message, types.MessageTypeRaw, nil
+}
+
 // joseForm turns a signature as KMS returns it into the one that JWS carries.
 func (k *key) joseForm(signature []byte) ([]byte, error) {
-	if public, ok := k.public.(*rsa.PublicKey); ok {
-		if len(signature) != public.Size() {
-			return nil, fmt.Errorf("%d bytes, a signature of this key has %d", len(signature), public.Size())
-		}
-		return signature, nil
+	want := ed25519.SignatureSize
+	switch public := k.public.(type) {
+	case *ecdsa.PublicKey:
+		return fixedLength(signature, k.alg.Curve())
+	case *rsa.PublicKey:
+		want = public.Size()
 	}
-	return fixedLength(signature, k.alg.Curve())
+	if len(signature) != want {
+		return nil, fmt.Errorf("%d bytes, a signature of this key has %d", len(signature), want)
+	}
+	return signature, nil
 }

@@ -9,7 +9,10 @@ import (
 	"github.com/bulla-project/bulla/kms"
 )
 
-// newLimiter spreads signatures over time and lets a tenth of a second's worth
+// errNoTurn: asking KMS in time would mean asking faster than allowed.
+var errNoTurn = fmt.Errorf("%w: the rate limit leaves no turn before the deadline", kms.ErrThrottled)
+
+// newLimiter spreads calls over time and lets a tenth of a second's worth
 // through at once.
 func newLimiter(perSecond int) *rate.Limiter {
 	if perSecond == 0 {
@@ -18,8 +21,8 @@ func newLimiter(perSecond int) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(perSecond), max(1, perSecond/10))
 }
 
-// waitTurn waits until a signature may be asked for. A caller whose deadline
-// would pass before that is told at once.
+// waitTurn waits until KMS may be asked. A caller whose deadline would pass
+// before that is told at once, with errNoTurn.
 func waitTurn(ctx context.Context, limiter *rate.Limiter) error {
 	err := limiter.Wait(ctx)
 	switch {
@@ -28,5 +31,5 @@ func waitTurn(ctx context.Context, limiter *rate.Limiter) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	return fmt.Errorf("%w: the configured rate leaves no turn before the deadline", kms.ErrThrottled)
+	return errNoTurn
 }

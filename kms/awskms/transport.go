@@ -15,7 +15,9 @@ import (
 const idleConnections = 64
 
 // newTransport is the SDK's transport, with its time limits and the
-// certificates of AWS_CA_BUNDLE, but one that Close can close.
+// certificates of AWS_CA_BUNDLE, but one that Close can close. It speaks
+// HTTP/1.1 only: each call has a connection to itself, so that one that hangs
+// holds up one call, and ends with it.
 func newTransport(sdk aws.Config) *http.Transport {
 	sdkClient, ok := sdk.HTTPClient.(*awshttp.BuildableClient)
 	if !ok {
@@ -23,6 +25,9 @@ func newTransport(sdk aws.Config) *http.Transport {
 	}
 	t := sdkClient.GetTransport()
 	t.MaxIdleConnsPerHost = idleConnections
+	t.ForceAttemptHTTP2 = false
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
 	return t
 }
 

@@ -124,7 +124,7 @@ func (b *Backend) encrypt(ctx context.Context, id string, plaintext, aad []byte)
 	out, err := b.client.Encrypt(ctx, &awssdk.EncryptInput{
 		KeyId: aws.String(id), Plaintext: plaintext, EncryptionContext: encryptionContext(aad),
 		EncryptionAlgorithm: types.EncryptionAlgorithmSpecSymmetricDefault,
-	}, withinDeadline(ctx))
+	}, manner{}.within(ctx))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("key %q: %w", id, classify(ctx, "Encrypt", err))
@@ -140,7 +140,7 @@ func (w *wrapper) decrypt(ctx context.Context, blob, aad []byte) ([]byte, error)
 	out, err := w.backend.client.Decrypt(ctx, &awssdk.DecryptInput{
 		KeyId: aws.String(w.id), CiphertextBlob: blob, EncryptionContext: encryptionContext(aad),
 		EncryptionAlgorithm: types.EncryptionAlgorithmSpecSymmetricDefault,
-	}, withinDeadline(ctx))
+	}, manner{}.within(ctx))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("key %q: %w", w.id, classify(ctx, "Decrypt", err))

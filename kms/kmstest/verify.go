@@ -18,7 +18,7 @@ import (
 // two would tell the caller to do two things.
 var sentinels = []error{
 	kms.ErrUnavailable, kms.ErrThrottled, kms.ErrKeyNotFound,
-	kms.ErrKeyDisabled, kms.ErrKeyMismatch, kms.ErrUnwrap, kms.ErrReference,
+	kms.ErrKeyDisabled, kms.ErrKeyMismatch, kms.ErrTooLong, kms.ErrUnwrap, kms.ErrReference,
 }
 
 // wantError reports unless err wraps want, a sentinel of kms or a context's
