@@ -4,7 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target=${1:?usage: install.sh demo|test|interop|bench}
+target=${1:?usage: install.sh demo|test|interop|bench|soak}
+is() { # is TARGET…: whether the target is one of these
+	local t
+	for t in "$@"; do [ "$target" = "$t" ] && return 0; done
+	return 1
+}
 
 command -v go >/dev/null || { echo "install Go 1.26 or newer first: https://go.dev/doc/install" >&2; exit 1; }
 
@@ -13,6 +18,9 @@ need() { # need PACKAGE, unless the rest of the line succeeds
 	local package=$1
 	shift
 	"$@" >/dev/null 2>&1 || packages+=("$package")
+}
+library() { # library NAME: whether a shared library is where distributions put them
+	compgen -G "/usr/lib/*/$1" || compgen -G "/usr/lib/$1" || compgen -G "/usr/lib64/$1" || compgen -G "/usr/lib64/*/$1"
 }
 softhsm() {
 	local path
@@ -31,7 +39,7 @@ need libc6-dev test -e /usr/include/stdlib.h
 need softhsm2 softhsm
 need softhsm2 command -v softhsm2-util
 need opensc command -v pkcs11-tool
-if [ "$target" != demo ]; then
+if ! is demo; then
 	need curl command -v curl
 	need nodejs command -v node
 	need npm command -v npm
@@ -39,10 +47,25 @@ if [ "$target" != demo ]; then
 	need python3-venv /usr/bin/python3 -c 'import ensurepip'
 	need python3-jwcrypto /usr/bin/python3 -c 'import jwcrypto'
 fi
-if [ "$target" = test ] || [ "$target" = interop ]; then
+if is test interop soak; then
 	need default-jdk-headless command -v javac
 	need erlang-jose erlang jose
 	need erlang-jiffy erlang jiffy
+fi
+if is test soak; then # a second vendor's PKCS#11 module
+	need libnss3 library libsoftokn3.so
+	need libnss3-tools command -v certutil
+fi
+if is soak; then # and a third, on a software TPM
+	need libtpm2-pkcs11-1 library 'libtpm2_pkcs11.so*'
+	need libtpm2-pkcs11-tools command -v tpm2_ptool
+	need swtpm command -v swtpm
+	need swtpm-tools command -v swtpm_setup
+	need libtss2-tcti-swtpm0 library 'libtss2-tcti-swtpm.so*'
+	need libtss2-tcti-tabrmd0 library 'libtss2-tcti-tabrmd.so*'
+	need tpm2-abrmd test -x /usr/sbin/tpm2-abrmd
+	need dbus command -v dbus-daemon
+	need dbus command -v dbus-send
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then
@@ -63,10 +86,10 @@ if [ ${#packages[@]} -gt 0 ]; then
 	fi
 fi
 
-if [ "$target" = test ]; then
+if is test soak; then
 	scripts/kms-endpoints.sh
 fi
-if [ "$target" = test ] || [ "$target" = interop ]; then
+if is test interop soak; then
 	if ! node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)'; then
 		echo "Node.js is $(node --version); install version 18 or newer: https://nodejs.org" >&2
 		exit 1

@@ -78,7 +78,7 @@ func (b *backends) open(ctx context.Context, name string, c config.Backend, modu
 func pkcs11Config(c *config.PKCS11, modules *pkcs11.Modules, log *slog.Logger) pkcs11.Config {
 	return pkcs11.Config{
 		Module: c.Module, Token: c.Token, Serial: c.Serial, PINFile: c.PINFile,
-		InsistOnLogin: c.InsistOnLogin, Sessions: c.Sessions, Modules: modules, Logger: log,
+		InsistOnLogin: c.InsistOnLogin, Sessions: c.Sessions, InitReserved: c.InitReserved, Modules: modules, Logger: log,
 	}
 }
 

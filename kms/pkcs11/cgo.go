@@ -14,7 +14,10 @@ import (
 const cgoEnabled = true
 
 // binding is cryptoki on github.com/miekg/pkcs11.
-type binding struct{ c *p11.Ctx }
+type binding struct {
+	c *p11.Ctx
+	r reserved // for initialize, of which there is one at a time
+}
 
 // loadModule loads the library at path.
 func loadModule(path string) (cryptoki, error) {
@@ -22,7 +25,7 @@ func loadModule(path string) (cryptoki, error) {
 	if c == nil {
 		return nil, errNotLoaded
 	}
-	return &binding{c}, nil
+	return &binding{c: c}, nil
 }
 
 // call makes a *callError of the binding's error.
@@ -39,8 +42,11 @@ func call(function string, err error) error {
 
 // initialize lets the module use the operating system's locks, without which
 // it may not be called from several threads.
-func (b *binding) initialize() error { return call("C_Initialize", b.c.Initialize()) }
-func (b *binding) finalize() error   { return call("C_Finalize", b.c.Finalize()) }
+func (b *binding) initialize(text string) error {
+	return call("C_Initialize", b.c.Initialize(p11.InitializeWithReserved(b.r.pointer(text))))
+}
+
+func (b *binding) finalize() error { return call("C_Finalize", b.c.Finalize()) }
 
 func (b *binding) info() (moduleInfo, error) {
 	i, err := b.c.GetInfo()

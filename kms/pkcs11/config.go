@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -40,6 +41,16 @@ type Config struct {
 	// Calls beyond wait for a session, 64 for each session or 1024 if that
 	// is more, and any further ones fail with kms.ErrThrottled.
 	Sessions int
+
+	// InitReserved is given to C_Initialize as the text that pReserved points
+	// to. The standard wants NULL there, which is what "" means; a few modules
+	// take their parameters by it, NSS softokn the folder of its database:
+	//
+	//	configDir='sql:/var/lib/bulla/nss' certPrefix='' keyPrefix='' secmod='secmod.db' flags=readOnly
+	//
+	// A module is initialized once in a process, so all backends on one module
+	// have the same text, or New fails.
+	InitReserved string
 
 	// RetryAfter is the least time between two attempts to bring a lost or
 	// missing token up. 0 means 3 seconds.
@@ -89,6 +100,9 @@ func (c Config) check() error {
 	}
 	if c.Sessions < 0 || c.Sessions > maxSessions {
 		fault("sessions is %d: use 0 for the default, or 1 to %d", c.Sessions, maxSessions)
+	}
+	if strings.ContainsRune(c.InitReserved, 0) {
+		fault("init_reserved has a NUL byte, where a module would see its end: remove it")
 	}
 	if c.RetryAfter < 0 {
 		fault("retry time %v is negative", c.RetryAfter)

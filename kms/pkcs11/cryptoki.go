@@ -20,7 +20,7 @@ var errNotLoaded = errors.New("not a PKCS#11 library, or one that it needs is mi
 // The callers keep what PKCS#11 asks for: no session in two calls at once, and
 // initialize and finalize only while nothing else runs.
 type cryptoki interface {
-	initialize() error
+	initialize(reserved string) error // what pReserved points to; "" is NULL
 	finalize() error
 	info() (moduleInfo, error)
 

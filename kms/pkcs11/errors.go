@@ -121,6 +121,7 @@ var sentinels = map[class]error{
 
 // The codes that are looked at one by one.
 const (
+	ckrArgumentsBad       ckr = 0x0007
 	ckrPINNotInitialized  ckr = 0x0102
 	ckrAlreadyLoggedIn    ckr = 0x0100
 	ckrNotInitialized     ckr = 0x0190

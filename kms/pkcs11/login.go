@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -82,7 +83,24 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) err
 // with further arguments. What a token calls itself is not to be trusted, so it
 // is quoted.
 func toolCommand(module, label, arguments string) string {
+	if strings.HasPrefix(filepath.Base(module), "libsoftokn") {
+		return nssCommand(arguments)
+	}
 	return "pkcs11-tool --module " + shellWord(module) + " --token-label " + shellWord(label) + " " + arguments
+}
+
+// nssCommand is what does for a database of NSS softokn what pkcs11-tool does
+// with these arguments for other tokens. It cannot open one: it has no way to
+// give a module parameters.
+func nssCommand(arguments string) string {
+	command := "-K" // which logs in and lists
+	switch {
+	case strings.Contains(arguments, "--init-pin"):
+		command = "-W"
+	case strings.Contains(arguments, "--keygen"):
+		command = "-G -k rsa -g 3072 --keyAttrFlags token,private,sensitive,unextractable"
+	}
+	return "certutil " + command + " -d sql:FOLDER"
 }
 
 // shellWord quotes s for a shell if it needs that. What cannot be printed

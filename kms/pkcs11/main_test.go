@@ -53,12 +53,12 @@ func (m *meddler) before(call string) error {
 	return hook(call)
 }
 
-func (m *meddler) initialize() error {
+func (m *meddler) initialize(reserved string) error {
 	m.inits.Add(1)
 	if err := m.before("initialize"); err != nil {
 		return err
 	}
-	return m.cryptoki.initialize()
+	return m.cryptoki.initialize(reserved)
 }
 
 func (m *meddler) finalize() error {

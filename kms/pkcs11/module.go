@@ -59,6 +59,7 @@ type module struct {
 
 	life      chan struct{} // capacity 1: held for lifecycle calls; guards what follows
 	lib       cryptoki      // nil until loaded, then constant
+	reserved  string        // for C_Initialize; constant while there are users, or the module is initialized
 	users     int           // tokens that hold on to the module
 	count     uint64        // the last epoch
 	lastInit  time.Time
@@ -68,8 +69,34 @@ type module struct {
 	claims map[uint]*token // guarded by mu: who uses a slot, in this epoch
 }
 
-// acquire returns the module whose library is at path, held until release.
-func (r *Modules) acquire(ctx context.Context, path string) (*module, error) {
+// errReserved: one module was to be initialized in two ways.
+var errReserved = errors.New("another backend on the same module has another init_reserved, and a process initializes a module once: " +
+	"give both the same, or isolation: process to one of them")
+
+// agrees reports whether no other token of the module that cfg names is
+// initialized with another text. The caller holds mu.
+func (r *Modules) agrees(cfg Config) bool {
+	path := resolved(cfg.Module)
+	for _, t := range r.tokens {
+		if t.cfg.InitReserved != cfg.InitReserved && resolved(t.cfg.Module) == path {
+			return false
+		}
+	}
+	return true
+}
+
+// resolved is the path that module paths are compared by.
+func resolved(path string) string {
+	if p, err := filepath.EvalSymlinks(path); err == nil {
+		return p
+	}
+	return filepath.Clean(path) // not there yet
+}
+
+// acquire returns the module whose library is at path, held until release. It
+// fails with errReserved if others hold it who have it initialized with another
+// text.
+func (r *Modules) acquire(ctx context.Context, path, reserved string) (*module, error) {
 	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, err
@@ -85,7 +112,11 @@ func (r *Modules) acquire(ctx context.Context, path string) (*module, error) {
 		return nil, err
 	}
 	defer m.unlock()
+	if (m.users > 0 || m.epoch.Load() != 0) && m.reserved != reserved {
+		return nil, errReserved
+	}
 	m.users++
+	m.reserved = reserved
 	return m, nil
 }
 
@@ -148,7 +179,7 @@ func (m *module) initialize(ctx context.Context) (epoch uint64, fresh bool, err 
 
 // start calls C_Initialize. The caller is alone.
 func (m *module) start() error {
-	if err := m.lib.initialize(); err != nil {
+	if err := m.lib.initialize(m.reserved); err != nil {
 		return err
 	}
 	m.count++

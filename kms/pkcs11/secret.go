@@ -61,7 +61,7 @@ func (l *link) noSecret(s *session, sel selector) error {
 	if err := l.probe(s); err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: token %q has no AES key and no private key with %s; `%s` shows what it has, and `%s` makes an AES key",
+	return fmt.Errorf("%w: token %q has no AES key and no private key with %s; `%s` shows what it has, and `%s` makes a key that wraps",
 		kms.ErrKeyNotFound, l.info.label, sel, toolCommand(l.t.cfg.Module, l.info.label, "--login --list-objects"),
 		toolCommand(l.t.cfg.Module, l.info.label, "--login --keygen --key-type AES:32 --sensitive --usage-decrypt --usage-wrap --label LABEL --id 01"))
 }

@@ -65,6 +65,9 @@ func (r *Modules) open(cfg Config) (*token, error) {
 	key := tokenKey{cfg.Module, cfg.Token, cfg.Serial}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.agrees(cfg) {
+		return nil, fmt.Errorf("pkcs11: token %s: module %s: %w", cfg.tokenName(), cfg.Module, errReserved)
+	}
 	if t := r.tokens[key]; t != nil {
 		if t.cfg.PINFile != cfg.PINFile || t.cfg.InsistOnLogin != cfg.InsistOnLogin || t.cfg.Sessions != cfg.Sessions || t.cfg.RetryAfter != cfg.RetryAfter {
 			return nil, fmt.Errorf("pkcs11: another backend uses the same token %s with other settings; name the token once and use that backend in both places", cfg.tokenName())
@@ -259,10 +262,13 @@ func (t *token) module() (*module, *problem) {
 	if mod != nil {
 		return mod, nil
 	}
-	mod, err := t.modules.acquire(t.ctx, t.cfg.Module)
+	mod, err := t.modules.acquire(t.ctx, t.cfg.Module, t.cfg.InitReserved)
 	if err != nil {
 		text, advice := "the module "+t.cfg.Module+" cannot be opened", "let this process read the file and its folders"
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, errReserved):
+			text, advice = "the module "+t.cfg.Module+" is not initialized for this token", ""
+		case errors.Is(err, fs.ErrNotExist):
 			text, advice = "there is no module at "+t.cfg.Module, "install the token's PKCS#11 library (for SoftHSM: apt-get install softhsm2) or correct the path"
 		}
 		return nil, &problem{stage: StepModule, text: text, advice: advice, err: err}
@@ -285,6 +291,10 @@ func (t *token) moduleProblem(mod *module, err error) *problem {
 		p.advice = "see with `ldd` whether it is a library for this machine and finds the libraries it needs, and whether it is a PKCS#11 module at all"
 	case errors.Is(err, errStuck):
 		p.advice = "see why the token does not answer; the module is initialized again when the call comes back, and a restart of the service does it at once"
+	case errors.Is(err, ckrArgumentsBad) && t.cfg.InitReserved == "":
+		p.advice = "it may want parameters: NSS softokn, for one, needs init_reserved in this backend's configuration"
+	case t.cfg.InitReserved != "":
+		p.advice = "see that init_reserved is right, and what it names is there and may be read by this user; most modules want it empty"
 	default:
 		p.advice = "look at the module's own configuration and log (for SoftHSM: the file that SOFTHSM2_CONF names, and that this user may read the token folder)"
 	}

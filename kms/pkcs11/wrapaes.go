@@ -27,7 +27,8 @@ type way struct {
 
 // aesWays are the ways in the order of preference. AES key wrap comes without
 // padding first, because all vendors mean the same by it; CKM_AES_KEY_WRAP_PAD
-// comes last, because some mean PKCS#7 padding, which way.fits refuses.
+// comes last, because some (NSS is one) mean PKCS#7 padding, which wrap refuses
+// for its length.
 var aesWays = []way{
 	{method: methodGCM, mechanism: ckmAESGCM, needs: ckfEncrypt | ckfDecrypt, crypts: true},
 	{method: methodKW, mechanism: ckmAESKeyWrap, needs: ckfWrap | ckfUnwrap},
@@ -155,13 +156,18 @@ func (w way) unpack(output, aad []byte) (plaintext []byte, ok bool) {
 
 func zero(b []byte) bool { return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) }
 
+// sealedSize is the length of the sealed form of a data key of n bytes.
+func (w way) sealedSize(n int) int {
+	if w.crypts {
+		return n + gcmOverhead
+	}
+	return packedSize(n) + keyWrapMore
+}
+
 // fits reports whether the sealed form of some data key has n bytes. Nothing
 // else is shown to the module.
 func (w way) fits(n int) bool {
-	if w.crypts {
-		return n >= gcmOverhead+kms.MinDataKey && n <= gcmOverhead+kms.MaxDataKey
-	}
-	return n%8 == 0 && n >= packedSize(kms.MinDataKey)+keyWrapMore && n <= packedSize(kms.MaxDataKey)+keyWrapMore
+	return n >= w.sealedSize(kms.MinDataKey) && n <= w.sealedSize(kms.MaxDataKey) && (w.crypts || n%8 == 0)
 }
 
 // Wrap is of kms.Wrapper. What was wrapped is unwrapped once before it is
@@ -185,8 +191,8 @@ func (w *aesWrapper) wrap(ctx context.Context, way way, plaintext, aad []byte) (
 		return nil, err
 	}
 	wrapped := append([]byte{way.method}, sealed...)
-	if !way.fits(len(sealed)) {
-		return nil, w.faulty(way, fmt.Sprintf("answered with %d bytes", len(sealed)))
+	if want := way.sealedSize(len(plaintext)); len(sealed) != want {
+		return nil, w.faulty(way, fmt.Sprintf("answered with %d bytes, not %d", len(sealed), want))
 	}
 	back, err := w.open(ctx, way, wrapped, aad)
 	switch {

@@ -159,6 +159,9 @@ type PKCS11 struct {
 	// Sessions is the number of signatures in flight, 0 to 4096. Default: 0,
 	// which is two for each core.
 	Sessions int `yaml:"sessions"`
+	// InitReserved is given to the module when it is initialized, for the few
+	// that need parameters, such as NSS softokn. Default: "".
+	InitReserved string `yaml:"init_reserved"`
 	// Isolation is "none": the module runs in the process of the service.
 	// Default: none.
 	Isolation string `yaml:"isolation"`
