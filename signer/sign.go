@@ -27,6 +27,16 @@ type Options struct {
 	SkipVerify bool
 }
 
+// Composite is an optional ability of a kms.Key that is made of several, of
+// which any may sign: to say which of them did, so that a signature that does
+// not verify is held against that one alone.
+type Composite interface {
+	kms.Key
+	// SignBy is Sign, and returns beside the signature whoever made it; nil if
+	// that one cannot be told anything.
+	SignBy(ctx context.Context, message []byte) (signature []byte, maker kms.Distruster, err error)
+}
+
 // SigningKey is a key of a backend or a client's secret, ready to sign tokens:
 // its kid and protected headers are made once. It does not change and may be
 // used by any number of goroutines.
@@ -126,7 +136,7 @@ func (k *SigningKey) signingInput(p *Payload) []byte {
 
 // sign is the one way to a signature.
 func (k *SigningKey) sign(ctx context.Context, message []byte, verify bool) ([]byte, error) {
-	signature, err := k.key.Sign(ctx, message)
+	signature, maker, err := k.ask(ctx, message)
 	if err != nil {
 		return nil, fmt.Errorf("sign with %s: %w", k.name(), err)
 	}
@@ -136,12 +146,23 @@ func (k *SigningKey) sign(ctx context.Context, message []byte, verify bool) ([]b
 		err = fmt.Errorf("%w: %s returned a signature that does not verify", ErrFault, k.name())
 	}
 	if err != nil {
-		if d, ok := k.key.(kms.Distruster); ok {
-			d.Distrust()
+		if maker != nil {
+			maker.Distrust()
 		}
 		return nil, err
 	}
 	return signature, nil
+}
+
+// ask has the key sign, and returns whom to tell if the signature does not
+// verify; nil if there is nobody.
+func (k *SigningKey) ask(ctx context.Context, message []byte) ([]byte, kms.Distruster, error) {
+	if c, ok := k.key.(Composite); ok {
+		return c.SignBy(ctx, message)
+	}
+	signature, err := k.key.Sign(ctx, message)
+	maker, _ := k.key.(kms.Distruster)
+	return signature, maker, err
 }
 
 // name is what errors call the key.

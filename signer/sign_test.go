@@ -159,6 +159,40 @@ func TestAWrongSignatureIsNeverReleased(t *testing.T) {
 	}
 }
 
+// composite is a key that is made of two and signs with the second.
+type composite struct{ *softKey }
+
+func (c composite) SignBy(ctx context.Context, message []byte) ([]byte, kms.Distruster, error) {
+	other := &softKey{alg: c.alg, private: c.private, spoil: c.spoil, fail: c.fail}
+	signature, err := other.Sign(ctx, message)
+	return signature, maker{c.softKey}, err
+}
+
+// maker counts distrust by hundreds, to be told from that of the whole.
+type maker struct{ of *softKey }
+
+func (m maker) Distrust() { m.of.distrusted.Add(100) }
+
+func TestOfACompositeOnlyTheMakerOfAWrongSignatureIsDistrusted(t *testing.T) {
+	soft := newSoftKey(t, kms.ES256)
+	key := newSigningKey(t, composite{soft}, Options{})
+	p := mustPrepare(t, request(IDToken, `{"sub":"a"}`), kms.ES256)
+	if _, err := Sign(t.Context(), key, p); err != nil || soft.distrusted.Load() != 0 {
+		t.Errorf("Sign = %v, and distrusted %d; want a token and nobody distrusted", err, soft.distrusted.Load())
+	}
+	soft.spoil = func(s []byte) []byte { s[0] ^= 1; return s }
+	if _, err := Sign(t.Context(), key, p); !errors.Is(err, ErrFault) {
+		t.Errorf("Sign = %v, want ErrFault", err)
+	}
+	if got := soft.distrusted.Load(); got != 100 {
+		t.Errorf("distrusted %d, want 100: the maker once, the whole never", got)
+	}
+	soft.fail = kms.ErrThrottled
+	if _, err := Sign(t.Context(), key, p); !errors.Is(err, kms.ErrThrottled) {
+		t.Errorf("Sign = %v, want ErrThrottled", err)
+	}
+}
+
 func TestVerificationCanBeTurnedOff(t *testing.T) {
 	soft := newSoftKey(t, kms.ES256)
 	key := newSigningKey(t, soft, Options{SkipVerify: true})

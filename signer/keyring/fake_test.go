@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -151,6 +152,8 @@ type hsm struct {
 	failRef map[string]error
 	// hang lets calls wait for the end of their context.
 	hang bool
+	// asleep fails every signature until Check has brought the backend up.
+	asleep bool
 	// spoil turns every signature into a wrong one.
 	spoil      bool
 	opened     int
@@ -228,6 +231,7 @@ func (h *hsm) OpenKey(ctx context.Context, ref string, alg kms.Algorithm) (kms.K
 
 func (h *hsm) Check(ctx context.Context) error {
 	_, _, err := h.call(ctx, "")
+	h.set(func(h *hsm) { h.asleep = h.asleep && err != nil && !errors.Is(err, kms.ErrKeyNotFound) })
 	return err
 }
 
@@ -246,6 +250,11 @@ func (k *hsmKey) Distrust()                { k.h.set(func(h *hsm) { h.distrusted
 
 func (k *hsmKey) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	private, spoil, err := k.h.call(ctx, k.ref)
+	k.h.set(func(h *hsm) {
+		if h.asleep {
+			err = kms.ErrUnavailable
+		}
+	})
 	if err != nil {
 		return nil, err
 	}

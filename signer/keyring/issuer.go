@@ -34,6 +34,10 @@ type issuer struct {
 	slots    map[slotID]*slot
 	listed   []*listedKey
 	reported map[slotID]bool // keys and rings that the log has been told of
+
+	// suspected has room for one: there are places that somebody had trouble
+	// signing with.
+	suspected chan struct{}
 }
 
 // slotID names a key of an issuer.
@@ -57,13 +61,17 @@ type task struct {
 
 // slot is a key of a ring, with what this replica knows of it.
 type slot struct {
-	task
-	alg        kms.Algorithm
-	entry      Entry
-	pub        crypto.PublicKey // nil if the entry is refused
-	jwk        []byte           // likewise
-	key        *signer.SigningKey
+	alg   kms.Algorithm
+	entry Entry
+	pub   crypto.PublicKey // nil if the entry is refused
+	jwk   []byte           // likewise
+
+	places     []*place           // in the order in which they are tried
+	all        *failover          // over the places that are open
+	signing    *signer.SigningKey // of all, with skipVerify
 	skipVerify bool
+	key        *signer.SigningKey // signing if the key is open anywhere, else nil
+	problem    error              // why no place signs; nil if one does
 }
 
 // listedKey is a key of the configuration. Its task is to prove the locations
@@ -82,6 +90,7 @@ func newIssuer(cfg *Config, ic Issuer) *issuer {
 		rings:      map[kms.Algorithm]*Ring{},
 		slots:      map[slotID]*slot{},
 		reported:   map[slotID]bool{},
+		suspected:  make(chan struct{}, 1),
 	}
 	if i.defaultAlg == "" {
 		i.defaultAlg = ic.Keys[0].Algorithm
@@ -137,6 +146,8 @@ func (i *issuer) run(ctx context.Context) {
 		case r := <-results:
 			r.of.running = false
 			r.apply(ctx)
+		case <-i.suspected:
+			i.lookAtSuspects()
 		case <-timer.C:
 		}
 	}
@@ -147,15 +158,13 @@ func (i *issuer) tasks() iter.Seq2[*task, job] {
 	return func(yield func(*task, job) bool) {
 		now := i.cfg.Clock()
 		for _, s := range i.slots {
-			if state := s.entry.State(now); s.pub == nil || s.running || state != Active && state != Next {
+			if state := s.entry.State(now); s.pub == nil || state != Active && state != Next {
 				continue
 			}
-			j := i.opening(s)
-			if s.key != nil {
-				j = i.probing(s)
-			}
-			if !yield(&s.task, j) {
-				return
+			for _, p := range s.places {
+				if !p.running && !yield(&p.task, i.checking(s, p)) {
+					return
+				}
 			}
 		}
 		if i.asOf.IsZero() {
@@ -192,9 +201,9 @@ func (t *task) failed(cfg *Config, err error, most time.Duration) {
 
 // noteworthy reports whether err is news after the task's last problem, so
 // that a lasting failure is logged once.
-func (t *task) noteworthy(err error) bool {
-	return t.problem == nil || t.problem.Error() != err.Error()
-}
+func (t *task) noteworthy(err error) bool { return news(t.problem, err) }
+
+func news(before, err error) bool { return before == nil || before.Error() != err.Error() }
 
 // reload reads the rings from the store. If it cannot, the last ones stay.
 func (i *issuer) reload(ctx context.Context) {
@@ -241,12 +250,12 @@ func (i *issuer) adopt() {
 		}
 		s := before[id]
 		if s == nil {
-			s = &slot{alg: c.alg, task: task{problem: errNotTried}}
+			s = &slot{alg: c.alg, problem: errNotTried}
 		}
 		s.entry = c.entry
-		s.skipVerify = false
+		skipVerify := false
 		if l := i.listedFor(c.alg, c.entry); l != nil {
-			s.skipVerify = l.SkipVerify
+			skipVerify = l.SkipVerify
 		}
 		i.slots[id] = s
 
@@ -263,17 +272,19 @@ func (i *issuer) adopt() {
 		if err == nil {
 			s.jwk, err = signer.PublicJWK(pub, c.alg)
 		}
+		if err == nil {
+			err = i.prepare(s, pub, skipVerify)
+		}
 		if err != nil {
-			if s.noteworthy(err) {
+			if news(s.problem, err) {
 				i.log.Error("stored signing key refused: it is neither used nor published", "algorithm", c.alg, "key_id", c.entry.KeyID, "error", err)
 			}
-			s.pub, s.jwk, s.key, s.problem = nil, nil, nil, err
+			s.pub, s.jwk, s.problem = nil, nil, err
+			s.close()
 			continue
 		}
-		if s.pub == nil { // new, or refused until now
-			s.due, s.problem = time.Time{}, errNotTried
-		}
 		s.pub = pub
+		i.arrange(s)
 		holder[c.entry.KeyID] = c.alg
 	}
 	i.reportUnlisted()
@@ -342,9 +353,9 @@ func (i *issuer) publish() {
 			}
 			s := i.slots[slotID{alg, e.KeyID}]
 			e = s.entry
-			ev := entryView{Entry: e, jwk: s.jwk, key: s.key, problem: s.problem}
+			ev := entryView{Entry: e, jwk: s.jwk, key: s.key, problem: s.problem, places: s.infos()}
 			if state := e.State(now); s.pub != nil && (state == Retiring || state == Retired) {
-				ev.problem = nil // nobody opens them, and nothing is amiss
+				ev.problem, ev.places = nil, nil // nobody opens them, and nothing is amiss
 			}
 			rv.entries = append(rv.entries, ev)
 		}

@@ -31,22 +31,24 @@ func (i *issuer) unproven(l *listedKey) []Location {
 // proof is a location that has been opened.
 type proof struct {
 	location Location
-	key      *signer.SigningKey
+	key      *signer.SigningKey // that has signed a probe
+	raw      kms.Key            // the backend's key in it
+	took     time.Duration      // to open and to sign
 }
 
 // proving is the job of opening the unproven locations of a listed key.
 func (i *issuer) proving(l *listedKey, unproven []Location) job {
-	alg, skipVerify := l.Algorithm, l.SkipVerify
+	alg := l.Algorithm
 	return func(ctx context.Context) func(context.Context) {
 		var proofs []proof
 		var errs []error
 		for _, at := range unproven {
-			key, err := i.open(ctx, at, alg, skipVerify)
+			p, err := i.open(ctx, at, alg)
 			if err != nil {
 				errs = append(errs, err)
 				continue
 			}
-			proofs = append(proofs, proof{at, key})
+			proofs = append(proofs, p)
 		}
 		err := all(errs...)
 		return func(ctx context.Context) { i.proven(ctx, l, proofs, err) }
@@ -77,7 +79,7 @@ func (i *issuer) proven(ctx context.Context, l *listedKey, proofs []proof, err e
 				log.Warn("listed signing key cannot be opened, trying again")
 			}
 		}
-		l.failed(i.cfg, err, i.cfg.RetryMax)
+		l.failed(i.cfg, err, i.cfg.patience(err))
 	}
 }
 
@@ -129,10 +131,7 @@ func (i *issuer) join(ctx context.Context, l *listedKey, proofs []proof) error {
 	}
 	i.rings[l.Algorithm] = stored
 	i.adopt()
-	if s := i.slots[slotID{l.Algorithm, key.KeyID()}]; s != nil && s.pub != nil && s.key == nil {
-		s.key = key
-		s.ok(i.cfg.ProbeInterval)
-	}
+	i.takeProofs(i.slots[slotID{l.Algorithm, key.KeyID()}], proofs)
 	return nil
 }
 

@@ -15,6 +15,11 @@
 //   - A listed place is written down, and used, only after it has been opened
 //     and proven to hold the same key pair as the others of that key.
 //
+// A key pair that lies in several places signs at the first healthy one. When
+// that fails a call, the call itself goes on to the next, and the place is left
+// out until it has signed a probe. What callers meet is noticed by the probes
+// too: they come regularly, and soon after trouble.
+//
 // What it promises: a key is used only if its public half is the stored one and
 // it has made a signature that verified. A backend that is down fails neither
 // the start nor the publishing of keys; opening is tried again until it works.
@@ -72,8 +77,9 @@ type Config struct {
 	// Clock tells the time by which keys change state; nil is time.Now.
 	Clock func() time.Time
 
-	// ProbeInterval is how often an open key makes a signature to show that
-	// it works. Default 10 s.
+	// ProbeInterval is how often a key makes a signature at each of its open
+	// places to show that it works. Default 10 s. A place that fails a call is
+	// probed sooner.
 	ProbeInterval time.Duration
 	// ReloadInterval is how often the rings are read from the store, to see
 	// what other replicas changed. Default 10 s.
@@ -81,7 +87,9 @@ type Config struct {
 	// Timeout bounds each call to a backend or the store. Default 5 s.
 	Timeout time.Duration
 	// RetryMin and RetryMax bound the wait after a failure, which doubles
-	// from one to the other. Defaults 1 s and 30 s.
+	// from one to the other. Defaults 1 s and 30 s. What may come back by
+	// itself, such as a backend that is down, is waited for no longer than
+	// about a second, or RetryMin.
 	RetryMin, RetryMax time.Duration
 }
 
@@ -101,7 +109,7 @@ type Issuer struct {
 type Key struct {
 	Algorithm kms.Algorithm
 	// Locations are the places that hold the key pair, in the order in which
-	// they are tried. At least one.
+	// they are tried: the first healthy one signs. At least one.
 	Locations []Location
 	// SkipVerify releases signatures unverified (signer.Options).
 	SkipVerify bool

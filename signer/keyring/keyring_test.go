@@ -441,9 +441,9 @@ func TestLocationsAreProvenBeforeTheyAreUsed(t *testing.T) {
 		w.hsm.set(func(h *hsm) { h.fail = kms.ErrUnavailable })
 		w.start(t, listed(kms.ES256, "a", "two:copy"))
 		w.wantKey(t, kms.ES256, "a")
-		w.wantHealth(t, true)
-		if w.log.count("level=WARN", "not at its first location") != 1 {
-			t.Error("the log does not tell of the first location")
+		w.wantHealth(t, true, "hsm:a", kms.ErrUnavailable.Error())
+		if w.log.count("level=WARN", "signing key cannot be opened", "location=hsm:a") != 1 || w.log.count("signing key open", "location=two:copy") == 0 {
+			t.Error("the log does not tell which location signs and which does not")
 		}
 	})
 }

@@ -44,6 +44,8 @@ type entryView struct {
 	key *signer.SigningKey
 	// problem is why it is not open, or why its last probe failed.
 	problem error
+	// places are its locations, if it is active or next.
+	places []PlaceInfo
 }
 
 var (
@@ -164,6 +166,19 @@ type KeyInfo struct {
 	// Problem says what is wrong with an active or next key, empty if
 	// nothing is.
 	Problem string
+	// Places are the locations at which an active or next key is used, in the
+	// order in which they are tried: the first that is open and without a
+	// problem signs.
+	Places []PlaceInfo
+}
+
+// PlaceInfo is what there is to say of one location of a key.
+type PlaceInfo struct {
+	Location Location
+	// Open says that the key has been opened there and is the right one.
+	Open bool
+	// Problem says why it does not sign there, empty if it does.
+	Problem string
 }
 
 // List returns all keys of an issuer, retired ones included, by algorithm.
@@ -182,6 +197,7 @@ func (k *Keyring) List(issuer string) ([]KeyInfo, error) {
 			info := KeyInfo{Entry: e.Entry, Algorithm: alg, State: e.State(now), Open: e.key != nil}
 			info.Locations = slices.Clone(e.Locations)
 			info.PublicJWK = slices.Clone(e.PublicJWK)
+			info.Places = slices.Clone(e.places)
 			if e.problem != nil {
 				info.Problem = e.problem.Error()
 			}
@@ -207,9 +223,10 @@ func (k *Keyring) Algorithms(issuer string) ([]kms.Algorithm, error) {
 }
 
 // Healthy reports whether an issuer can sign with its default algorithm: the
-// key is open and its last signature verified. The reason lists everything
-// that is wrong with the issuer's keys, also where the default is not touched;
-// it is for operators and may name key locations.
+// key is open and its last signature verified, at one of its locations at
+// least. The reason lists everything that is wrong with the issuer's keys, also
+// where the default is not touched; it is for operators and may name key
+// locations.
 func (k *Keyring) Healthy(issuer string) (ok bool, reason string) {
 	v, err := k.view(issuer)
 	if err != nil {
@@ -233,8 +250,17 @@ func (k *Keyring) Healthy(issuer string) (ok bool, reason string) {
 		}
 		r := v.rings[alg]
 		for i := range r.entries {
-			if e := &r.entries[i]; e.problem != nil && e.State(now) == Next {
+			e := &r.entries[i]
+			if e.problem != nil && e.State(now) == Next {
 				reasons = append(reasons, fmt.Sprintf("%s: next key %s: %v", alg, e.KeyID, e.problem))
+			}
+			if e.problem != nil || e.key == nil {
+				continue // told, for all places
+			}
+			for _, p := range e.places {
+				if p.Problem != "" {
+					reasons = append(reasons, fmt.Sprintf("%s: key %s signs, but not at each of its locations: %s", alg, e.KeyID, p.Problem))
+				}
 			}
 		}
 		if len(r.entries) == 0 {
