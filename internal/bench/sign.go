@@ -20,9 +20,10 @@ var signingAlgorithms = []kms.Algorithm{kms.ES256, kms.RS256}
 func sessions() int { return 2 * runtime.GOMAXPROCS(0) }
 
 // benchSignature sets a signature by the PKCS#11 backend, not verified, against
-// a loop of C_SignInit and C_Sign on a session of the same token. The backend
-// is called as the service calls it, with a context that can end, for which it
-// starts a goroutine; and beside it with one that cannot.
+// a loop of C_SignInit and C_Sign, in one crossing into C, on a session of the
+// same token. The backend is called as the service calls it, with a context that
+// can end, for which it changes to a goroutine of its own; and beside it with
+// one that cannot.
 func (b *bench) benchSignature() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

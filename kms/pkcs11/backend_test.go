@@ -119,15 +119,8 @@ func TestWaitingForASessionEndsWithTheContext(t *testing.T) {
 func TestPoolGrowsBackAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPool(3)
-		take := func() *session {
-			s, err := p.get(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			return s
-		}
 		for i, want := range []bool{true, true, false} {
-			take()
+			mustGet(t, p)
 			if got := p.shrink(); got != want {
 				t.Errorf("shrink %d: got %v, want %v", i, got, want)
 			}
@@ -136,15 +129,80 @@ func TestPoolGrowsBackAfterAWhile(t *testing.T) {
 			t.Errorf("limit %d, want 1", n)
 		}
 		for _, want := range []int{2, 3, 3} {
-			time.Sleep(regrowAfter + time.Second)
-			s := take()
-			s.open = true
-			p.put(s)
+			time.Sleep(regrowPause - time.Second)
+			borrow(t, p)
+			if n := p.limit(); n >= want && want < 3 {
+				t.Errorf("limit %d a second too early", n)
+			}
+			time.Sleep(time.Second)
+			borrow(t, p)
 			if n := p.limit(); n != want {
 				t.Errorf("limit %d, want %d", n, want)
 			}
 		}
 	})
+}
+
+func TestPoolThatMeetsTheLimitAgainWaitsLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(2) // and the token has room for one
+		borrow(t, p)
+		mustGet(t, p)
+		right := mustGet(t, p)
+		p.shrink() // instead of opening right
+		right.open = true
+		p.put(right)
+		growths := 0
+		for begin := time.Now(); time.Since(begin) < time.Hour; time.Sleep(time.Second) {
+			borrow(t, p)
+			if p.limit() == 1 {
+				continue
+			}
+			growths++
+			one, two := mustGet(t, p), mustGet(t, p)
+			if one.open == two.open {
+				t.Fatal("want one open session and one right")
+			}
+			p.shrink()
+			one.open = true
+			p.put(one)
+		}
+		// 3, 6, 12 ... 192 s, then each 5 minutes.
+		if growths < 15 || growths > 20 {
+			t.Errorf("the pool asked for one session more %d times in an hour", growths)
+		}
+
+		// The token got room: the next pause is short again.
+		for p.limit() == 1 {
+			time.Sleep(time.Second)
+			borrow(t, p)
+		}
+		time.Sleep(time.Hour)
+		mustGet(t, p)
+		p.shrink()
+		time.Sleep(regrowPause)
+		borrow(t, p)
+		if n := p.limit(); n != 2 {
+			t.Errorf("limit is %d %v after a first capacity error in an hour, want 2", n, regrowPause)
+		}
+	})
+}
+
+func mustGet(t *testing.T, p *pool) *session {
+	t.Helper()
+	s, err := p.get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// borrow takes a session and gives it back.
+func borrow(t *testing.T, p *pool) {
+	t.Helper()
+	s := mustGet(t, p)
+	s.open = true
+	p.put(s)
 }
 
 func TestGateParksOnlyWhenAllAreOut(t *testing.T) {

@@ -17,11 +17,13 @@ import (
 	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
 )
 
-// BenchmarkSign sets one signature against the floor: C_SignInit and C_Sign on
-// one session of the same token, with the digest made beforehand. Compare the
-// medians of cpu-µs/op of several runs, each of all variants in turn:
+// BenchmarkSign sets one signature against the floor: C_SignInit and C_Sign, in
+// one crossing into C, on one session of the same token, with the digest made
+// beforehand. Compare the medians of cpu-µs/op of several runs, each of all
+// variants in turn:
 //
 //	raw       the floor
+//	binding   the same by github.com/miekg/pkcs11, in three calls
 //	key       Key.Sign without a deadline, which needs no goroutine
 //	deadline  Key.Sign with one, as a service calls it
 //
@@ -39,12 +41,13 @@ func BenchmarkSign(b *testing.B) {
 
 	for _, alg := range []kms.Algorithm{kms.ES256, kms.RS256} {
 		k := back.key(b, "object="+string(alg), alg)
-		for _, callers := range []int{1, 16} {
+		for _, callers := range []int{1, 2, 4, 16} {
 			for _, v := range []struct {
 				name   string
 				signer func(testing.TB) func() error
 			}{
 				{"raw", func(tb testing.TB) func() error { return rawSigner(tb, back, k.(*key), message) }},
+				{"binding", func(tb testing.TB) func() error { return bindingSigner(tb, back, k.(*key), message) }},
 				{"key", func(testing.TB) func() error {
 					return func() error { _, err := k.Sign(context.Background(), message); return err }
 				}},
@@ -83,23 +86,40 @@ func BenchmarkSign(b *testing.B) {
 // rawSigner is C_SignInit and C_Sign on a session of its own.
 func rawSigner(tb testing.TB, back *bench, k *key, message []byte) func() error {
 	tb.Helper()
-	l := mustLink(tb, back)
-	c := l.lib.(*meddler).cryptoki.(*binding)
-	h, err := c.openSession(l.slot)
-	if err != nil {
-		tb.Fatal(err)
+	c, session, object := rawSession(tb, back, k)
+	input := inputOf(k.algorithm, message)
+	return func() error {
+		_, err := c.sign(session, object, k.mechanism, input)
+		return err
 	}
-	tb.Cleanup(func() { _ = c.closeSession(h) })
-	s, object := p11.SessionHandle(h), p11.ObjectHandle(l.places[k.name].object)
+}
+
+// bindingSigner is rawSigner by the binding's own calls.
+func bindingSigner(tb testing.TB, back *bench, k *key, message []byte) func() error {
+	tb.Helper()
+	c, session, object := rawSession(tb, back, k)
 	input := inputOf(k.algorithm, message)
 	mech := []*p11.Mechanism{p11.NewMechanism(k.mechanism.kind, nil)}
 	return func() error {
-		if err := c.c.SignInit(s, mech, object); err != nil {
+		if err := c.c.SignInit(p11.SessionHandle(session), mech, p11.ObjectHandle(object)); err != nil {
 			return err
 		}
-		_, err := c.c.Sign(s, input)
+		_, err := c.c.Sign(p11.SessionHandle(session), input)
 		return err
 	}
+}
+
+// rawSession opens a session beside the backend's.
+func rawSession(tb testing.TB, back *bench, k *key) (c *binding, session, object uint) {
+	tb.Helper()
+	l := mustLink(tb, back)
+	c = l.lib.(*meddler).cryptoki.(*binding)
+	session, err := c.openSession(l.slot)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = c.closeSession(session) })
+	return c, session, l.places[k.name].object
 }
 
 // reportCPU reports the processor time of the process for each operation from

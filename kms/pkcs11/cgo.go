@@ -13,10 +13,11 @@ import (
 
 const cgoEnabled = true
 
-// binding is cryptoki on github.com/miekg/pkcs11.
+// binding is cryptoki on github.com/miekg/pkcs11, but for signatures.
 type binding struct {
 	c *p11.Ctx
-	r reserved // for initialize, of which there is one at a time
+	signCall
+	reserved reserved // for initialize, of which there is one at a time
 }
 
 // loadModule loads the library at path.
@@ -25,7 +26,11 @@ func loadModule(path string) (cryptoki, error) {
 	if c == nil {
 		return nil, errNotLoaded
 	}
-	return &binding{c: c}, nil
+	one, err := newSignCall(path, c)
+	if err != nil {
+		return nil, err
+	}
+	return &binding{c: c, signCall: one}, nil
 }
 
 // call makes a *callError of the binding's error.
@@ -43,7 +48,7 @@ func call(function string, err error) error {
 // initialize lets the module use the operating system's locks, without which
 // it may not be called from several threads.
 func (b *binding) initialize(text string) error {
-	return call("C_Initialize", b.c.Initialize(p11.InitializeWithReserved(b.r.pointer(text))))
+	return call("C_Initialize", b.c.Initialize(p11.InitializeWithReserved(b.reserved.pointer(text))))
 }
 
 func (b *binding) finalize() error { return call("C_Finalize", b.c.Finalize()) }
@@ -82,6 +87,11 @@ func (b *binding) mechanismFlags(slot, mechanism uint) (uint, error) {
 
 func (b *binding) openSession(slot uint) (uint, error) {
 	s, err := b.c.OpenSession(slot, p11.CKF_SERIAL_SESSION)
+	return uint(s), call("C_OpenSession", err)
+}
+
+func (b *binding) openWritable(slot uint) (uint, error) {
+	s, err := b.c.OpenSession(slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 	return uint(s), call("C_OpenSession", err)
 }
 
@@ -146,19 +156,6 @@ func (b *binding) attribute(session, object, kind uint) ([]byte, error) {
 	return a[0].Value, nil
 }
 
-func (b *binding) sign(session, key uint, m mechanism, input []byte) ([]byte, error) {
-	mech := p11.NewMechanism(m.kind, nil)
-	if m.pssHash != 0 {
-		mech.Parameter = p11.NewPSSParams(m.pssHash, m.pssMGF, m.pssSalt)
-	}
-	s := p11.SessionHandle(session)
-	if err := b.c.SignInit(s, []*p11.Mechanism{mech}, p11.ObjectHandle(key)); err != nil {
-		return nil, call("C_SignInit", err)
-	}
-	signature, err := b.c.Sign(s, input)
-	return signature, call("C_Sign", err)
-}
-
 // gcmTagBits is the length of a GCM tag.
 const gcmTagBits = 128
 
@@ -182,6 +179,11 @@ func (b *binding) decryptGCM(session, key uint, iv, aad, ciphertext []byte) ([]b
 	}
 	plaintext, err := b.c.Decrypt(s, ciphertext)
 	return plaintext, call("C_Decrypt", err)
+}
+
+func (b *binding) generateKeyPair(session, mechanism uint, public, private []attribute) (publicKey, privateKey uint, err error) {
+	one, two, err := b.c.GenerateKeyPair(p11.SessionHandle(session), []*p11.Mechanism{p11.NewMechanism(mechanism, nil)}, attributes(public), attributes(private))
+	return uint(one), uint(two), call("C_GenerateKeyPair", err)
 }
 
 func (b *binding) createObject(session uint, template []attribute) (uint, error) {

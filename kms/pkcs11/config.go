@@ -52,9 +52,17 @@ type Config struct {
 	// have the same text, or New fails.
 	InitReserved string
 
-	// RetryAfter is the least time between two attempts to bring a lost or
-	// missing token up. 0 means 3 seconds.
+	// RetryAfter is the time between two attempts to bring a lost or missing
+	// token up, which are made whether or not it is used. 0 means 1.5 seconds.
 	RetryAfter time.Duration
+
+	// OnStuck, if set, is called when the token was given up because calls
+	// hang inside the module: no session is left, or the module would have to
+	// be initialized again and cannot be. Only a new process brings such calls
+	// back for sure. It is called once until the token is up again, on a
+	// goroutine of its own, and must not wait for Close. nil means that the
+	// token stays down until the calls come out by themselves.
+	OnStuck func(error)
 
 	// Modules is the registry that backends of one process share, so that a
 	// module is initialized once. nil means a registry of this backend's own,
@@ -68,7 +76,7 @@ type Config struct {
 
 // The bounds this package keeps by itself.
 const (
-	defaultRetry = 3 * time.Second
+	defaultRetry = 1500 * time.Millisecond
 	parkLimit    = 2 * time.Second // for running calls to come out of the module
 	startWait    = 5 * time.Second // New waits no longer for the first login
 	closeWait    = 3 * time.Second // Close waits no longer for signatures

@@ -28,7 +28,8 @@ type cryptoki interface {
 	tokenInfo(slot uint) (tokenInfo, error)
 	mechanismFlags(slot, mechanism uint) (uint, error) // CKF_…; 0 if the slot has it not
 
-	openSession(slot uint) (uint, error) // read-only
+	openSession(slot uint) (uint, error)  // read-only
+	openWritable(slot uint) (uint, error) // read/write
 	closeSession(session uint) error
 	loggedIn(session uint) (bool, error) // as the user
 	login(session uint, pin []byte) error
@@ -36,6 +37,8 @@ type cryptoki interface {
 
 	find(session uint, template []attribute) ([]uint, error)
 	attribute(session, object, kind uint) ([]byte, error)
+	// sign is C_SignInit and C_Sign. It fails with CKR_BUFFER_TOO_SMALL if the
+	// signature is longer than any of the mechanism can be.
 	sign(session, key uint, m mechanism, input []byte) ([]byte, error)
 
 	// encryptGCM and decryptGCM are CKM_AES_GCM with a tag of 128 bits at the
@@ -44,6 +47,7 @@ type cryptoki interface {
 	encryptGCM(session, key uint, iv, aad, plaintext []byte) (ciphertext, used []byte, err error)
 	decryptGCM(session, key uint, iv, aad, ciphertext []byte) ([]byte, error)
 
+	generateKeyPair(session, mechanism uint, public, private []attribute) (publicKey, privateKey uint, err error)
 	createObject(session uint, template []attribute) (uint, error)
 	destroyObject(session, object uint) error
 	wrapKey(session, mechanism, wrapping, object uint) ([]byte, error)
@@ -92,7 +96,10 @@ const (
 	ckaWrap               = 0x106
 	ckaUnwrap             = 0x107
 	ckaSign               = 0x108
+	ckaSignRecover        = 0x109
+	ckaDerive             = 0x10C
 	ckaModulus            = 0x120
+	ckaModulusBits        = 0x121
 	ckaPublicExponent     = 0x122
 	ckaValueLen           = 0x161
 	ckaExtractable        = 0x162
@@ -117,6 +124,8 @@ const (
 	ckfSign    = 0x00000800
 	ckfWrap    = 0x00020000
 	ckfUnwrap  = 0x00040000
+
+	ckfGenerateKeyPair = 0x00010000
 
 	// Of a token.
 	ckfLoginRequired      = 0x00000004

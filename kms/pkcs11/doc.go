@@ -20,8 +20,14 @@
 //     sure of, the key found again and compared with what it was (by its public
 //     half, or by what the token shows of a secret key), and the call made once
 //     more. Where the token or the module is gone, callers get
-//     [kms.ErrUnavailable] at once while the module is initialized again, every
-//     few seconds at most.
+//     [kms.ErrUnavailable] at once while the module is initialized again, each
+//     Config.RetryAfter, whether or not anybody calls.
+//   - A call that hangs costs its caller the deadline and the pool one session.
+//     When no session is left, or something has to be done alone and cannot,
+//     the token is down as well, and nothing more is sent into it until the
+//     calls come out.
+//   - A key that is created here stays on the token and signs, no more, and the
+//     token's own account of that is read before the key is taken.
 //   - A PIN that was refused is not sent again until the content of its file
 //     changes, and no PIN is sent to a token that reports failed attempts,
 //     unless [Config].InsistOnLogin says so.
@@ -39,7 +45,7 @@
 // What an operator has to edit (an empty module path, no token) fails [New].
 // What may heal by itself does not: a missing module file, token or PIN file,
 // a refused PIN, a module that fails. The backend then stays up, answers
-// kms.ErrUnavailable with the reason, and tries again when it is used.
+// kms.ErrUnavailable with the reason, and tries again.
 //
 // Left to others: verifying each signature before it leaves the process (the
 // signer does it and calls Distrust), and surviving a crash inside the module,

@@ -8,48 +8,68 @@ import (
 )
 
 // class says what an error of the module means for the session, the token and
-// the caller. Whatever the class, the session that met the error is closed.
+// the caller. Whatever the class, the session that met the error is closed, and
+// the error is counted by its name.
+//
+//	class      token                      call                     caller gets
+//	fault      goes on                    not made again           ErrUnavailable
+//	stale      goes on; asked if it is    made once more, with a   ErrUnavailable
+//	           there if that fails too    new session, and the     if that fails too
+//	                                      key found and compared
+//	gone       down; module initialized   not made again           ErrUnavailable,
+//	           again, at intervals                                 at once while down
+//	full       pool one session smaller   made once more, with     ErrThrottled
+//	           for a while                another session          if that fails too
+//	refused    (of C_Login) down; none    not made again           ErrUnavailable,
+//	           until its file changes                              at once while down
+//	forbidden  goes on                    not made again           ErrKeyDisabled
+//	unfit      goes on                    not made again           ErrKeyMismatch
+//
+// "Made once more" is bounded by the caller's deadline, and never true of the
+// generation of a key: a second call could make a second key.
 type class int
 
 const (
-	// fault: anything that is not in the table. No retry; counted.
+	// fault: anything that is not in the table, or has no rule of its own.
 	fault class = iota
-	// stale: the session, the login or a handle is no longer good. The session
-	// is replaced, the login made sure of, the key found again and compared,
-	// and the call made once more.
+	// stale: the session, the login or a handle is no longer good, or the
+	// module reports a failure that a new session may not meet.
 	stale
-	// gone: the token or the module is lost. The token is marked down, callers
-	// fail at once, and the module is initialized again.
+	// gone: the token or the module is lost.
 	gone
-	// full: the token has no room for one more session or operation. The pool
-	// shrinks by one, and the call is made once more with another session.
+	// full: the token has no room for one more session or operation.
 	full
-	// refused: the PIN was not accepted. No further login until its file
-	// changes.
+	// refused: the PIN was not accepted.
 	refused
-	// forbidden: the key's attributes do not let it sign, or wrap.
+	// forbidden: the key's attributes do not let it do what it is asked, or the
+	// user may not create keys.
 	forbidden
-	// unfit: the token cannot sign, or wrap, in this way with this key.
+	// unfit: the token cannot do this, or not with this key.
 	unfit
 )
 
-// codes is the one table of what CK_RV values (PKCS#11 v2.40, section 5.1)
-// are called and what is done about them.
+// codes is the one table of what CK_RV values (PKCS#11 v2.40, section 5.1; the
+// last ones of v3.0) are called and what is done about them.
 var codes = map[ckr]struct {
 	name  string
 	class class
 }{
+	// The session is dead.
 	0x00B3: {"CKR_SESSION_HANDLE_INVALID", stale},
 	0x00B0: {"CKR_SESSION_CLOSED", stale},
+	// The handle of the key is: it was deleted, or made anew.
 	0x0082: {"CKR_OBJECT_HANDLE_INVALID", stale},
 	0x0060: {"CKR_KEY_HANDLE_INVALID", stale},
+	0x00F0: {"CKR_UNWRAPPING_KEY_HANDLE_INVALID", stale},
+	0x0113: {"CKR_WRAPPING_KEY_HANDLE_INVALID", stale},
+	// The login is.
 	0x0101: {"CKR_USER_NOT_LOGGED_IN", stale},
+	// An operation was left half done on the session.
 	0x0090: {"CKR_OPERATION_ACTIVE", stale},
+	// What modules say when they do not know, or do not tell.
 	0x0005: {"CKR_GENERAL_ERROR", stale},
 	0x0006: {"CKR_FUNCTION_FAILED", stale},
 	0x0030: {"CKR_DEVICE_ERROR", stale},
-	0x00F0: {"CKR_UNWRAPPING_KEY_HANDLE_INVALID", stale},
-	0x0113: {"CKR_WRAPPING_KEY_HANDLE_INVALID", stale},
 
 	0x0032: {"CKR_DEVICE_REMOVED", gone},
 	0x00E0: {"CKR_TOKEN_NOT_PRESENT", gone},
@@ -66,7 +86,10 @@ var codes = map[ckr]struct {
 	0x00A3: {"CKR_PIN_EXPIRED", refused},
 	0x00A4: {"CKR_PIN_LOCKED", refused},
 
+	0x001B: {"CKR_ACTION_PROHIBITED", forbidden},
 	0x0068: {"CKR_KEY_FUNCTION_NOT_PERMITTED", forbidden},
+	0x00B5: {"CKR_SESSION_READ_ONLY", forbidden},
+	0x00E2: {"CKR_TOKEN_WRITE_PROTECTED", forbidden},
 
 	0x0021: {"CKR_DATA_LEN_RANGE", unfit},
 	0x0062: {"CKR_KEY_SIZE_RANGE", unfit},
@@ -77,6 +100,8 @@ var codes = map[ckr]struct {
 	0x00F3: {"CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT", unfit},
 	0x0114: {"CKR_WRAPPING_KEY_SIZE_RANGE", unfit},
 	0x0115: {"CKR_WRAPPING_KEY_TYPE_INCONSISTENT", unfit},
+	0x0130: {"CKR_DOMAIN_PARAMS_INVALID", unfit},
+	0x0140: {"CKR_CURVE_NOT_SUPPORTED", unfit},
 
 	// Only names: no rule of their own.
 	0x0001: {"CKR_CANCEL", fault},
@@ -95,7 +120,7 @@ var codes = map[ckr]struct {
 	0x0069: {"CKR_KEY_NOT_WRAPPABLE", fault},
 	0x006A: {"CKR_KEY_UNEXTRACTABLE", fault},
 	0x0091: {"CKR_OPERATION_NOT_INITIALIZED", fault},
-	0x00B5: {"CKR_SESSION_READ_ONLY", fault},
+	0x00B6: {"CKR_SESSION_READ_ONLY_EXISTS", fault},
 	0x00D0: {"CKR_TEMPLATE_INCOMPLETE", fault},
 	0x00D1: {"CKR_TEMPLATE_INCONSISTENT", fault},
 	0x0100: {"CKR_USER_ALREADY_LOGGED_IN", fault},
@@ -126,6 +151,10 @@ const (
 	ckrAlreadyLoggedIn    ckr = 0x0100
 	ckrNotInitialized     ckr = 0x0190
 	ckrAlreadyInitialized ckr = 0x0191
+	ckrBufferTooSmall     ckr = 0x0150
+	ckrNotSupported       ckr = 0x0054
+	ckrReadOnly           ckr = 0x00B5
+	ckrWriteProtected     ckr = 0x00E2
 )
 
 // ckr is a return value of a Cryptoki function (CK_RV), never CKR_OK.

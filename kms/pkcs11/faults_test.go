@@ -52,7 +52,7 @@ func (b *bench) oneFault(t *testing.T, k kms.Key, code ckr, want error, retried 
 		eventually(t, "being up", func() error { return signs(t.Context(), k) })
 		l := mustLink(t, b)
 		l.pool.mu.Lock()
-		l.pool.shrunk = time.Now().Add(-2 * regrowAfter)
+		l.pool.changed = time.Now().Add(-2 * maxRegrowPause)
 		l.pool.mu.Unlock()
 		signed, opened := b.lib.signs.Load(), b.lib.opens.Load()
 		b.lib.set(times(1, "sign", code))

@@ -50,36 +50,6 @@ type place struct {
 // errCrowded: the pool has shrunk instead of opening a session; try again.
 var errCrowded = errors.New("no room for one more session")
 
-// result of a call that ran aside.
-type result[T any] struct {
-	value T
-	err   error
-}
-
-// aside runs f and returns its result, or the context's error if that ends
-// first; f then goes on by itself, because nothing can be called back out of a
-// module. Measured with ES256 on SoftHSM and two cores, the goroutine for it
-// costs up to 10 % of processor time with 16 callers, and some 20 µs with one,
-// most likely the waking of idle processors: a standing worker for each session
-// costs the same. A context that cannot end costs nothing.
-func aside[T any](ctx context.Context, f func() (T, error)) (T, error) {
-	if ctx.Done() == nil {
-		return f()
-	}
-	done := make(chan result[T], 1)
-	go func() {
-		v, err := f()
-		done <- result[T]{v, err}
-	}()
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		var zero T
-		return zero, ctx.Err()
-	}
-}
-
 // withSession runs use with a session of the pool, inside the gate. A session
 // that met an error is closed; one that is still in use when ctx ends comes
 // back when the module lets go of it.
@@ -91,7 +61,7 @@ func withSession[T any](ctx context.Context, l *link, use func(*session) (T, err
 		if err != nil {
 			return zero, err
 		}
-		v, err := aside(ctx, func() (T, error) {
+		v, err := aside(ctx, l.t.crew.run, func() (T, error) {
 			if err := l.mod.enter(ctx, l.epoch); err != nil {
 				if s.open {
 					l.pool.put(s)
@@ -101,6 +71,8 @@ func withSession[T any](ctx context.Context, l *link, use func(*session) (T, err
 				return zero, err
 			}
 			defer l.mod.gate.leave()
+			call := l.t.inUse.enter()
+			defer l.t.inUse.leave(call)
 			if s.open && !l.pool.current(s) {
 				l.discard(s)
 			}
@@ -588,6 +560,8 @@ func (l *link) retire(ctx context.Context) {
 		return
 	}
 	defer l.mod.gate.leave()
+	call := l.t.others.enter()
+	defer l.t.others.leave(call)
 	_ = l.lib.closeSession(l.login.handle)
 }
 
@@ -595,9 +569,11 @@ func (l *link) retire(ctx context.Context) {
 func (l *link) distrust(ctx context.Context) {
 	old := l.pool.distrust()
 	if err := l.mod.enter(ctx, l.epoch); err == nil {
+		call := l.t.others.enter()
 		for _, s := range old {
 			l.discard(s)
 		}
+		l.t.others.leave(call)
 		l.mod.gate.leave()
 	}
 	for range old {

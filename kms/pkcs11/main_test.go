@@ -34,7 +34,10 @@ type meddler struct {
 	twist atomic.Bool            // signatures, ciphertexts and wrapped keys have a wrong bit
 	ownIV atomic.Pointer[[]byte] // taken instead of the IV that is given
 
-	logins, inits, opens, closes, signs atomic.Int64
+	// template, if set, refuses or changes the private template of a new key.
+	template func([]attribute) ([]attribute, error)
+
+	logins, inits, opens, closes, signs, generated atomic.Int64
 }
 
 func (m *meddler) set(hook func(call string) error) {
@@ -88,6 +91,28 @@ func (m *meddler) openSession(slot uint) (uint, error) {
 		return 0, err
 	}
 	return m.cryptoki.openSession(slot)
+}
+
+func (m *meddler) openWritable(slot uint) (uint, error) {
+	m.opens.Add(1)
+	if err := m.before("openWritable"); err != nil {
+		return 0, err
+	}
+	return m.cryptoki.openWritable(slot)
+}
+
+// generateKeyPair may be denied before it is made, and lied about after.
+func (m *meddler) generateKeyPair(session, mechanism uint, public, private []attribute) (publicKey, privateKey uint, err error) {
+	m.generated.Add(1)
+	if err := m.before("generateKeyPair"); err != nil {
+		return 0, 0, err
+	}
+	if m.template != nil {
+		if private, err = m.template(private); err != nil {
+			return 0, 0, err
+		}
+	}
+	return m.cryptoki.generateKeyPair(session, mechanism, public, private)
 }
 
 func (m *meddler) closeSession(session uint) error {

@@ -3,6 +3,8 @@ package pkcs11
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
+	"crypto/sha512"
 	"fmt"
 
 	"github.com/bulla-project/bulla/kms"
@@ -28,6 +30,10 @@ const (
 	ckmECDSA      = 0x1041
 	ckmEdDSA      = 0x1057
 
+	ckmRSAKeyPairGen       = 0x0000
+	ckmECKeyPairGen        = 0x1040
+	ckmECEdwardsKeyPairGen = 0x1055 // v3.0
+
 	ckmAESGCM        = 0x1087
 	ckmAESKeyWrap    = 0x2109 // RFC 3394
 	ckmAESKeyWrapPad = 0x210A // RFC 5649 in SoftHSM and others, PKCS#7 padding in some
@@ -37,6 +43,7 @@ const (
 // mechanismNames are those that appear in messages.
 var mechanismNames = map[uint]string{
 	ckmRSAPKCS: "CKM_RSA_PKCS", ckmRSAPKCSPSS: "CKM_RSA_PKCS_PSS", ckmECDSA: "CKM_ECDSA", ckmEdDSA: "CKM_EDDSA",
+	ckmRSAKeyPairGen: "CKM_RSA_PKCS_KEY_PAIR_GEN", ckmECKeyPairGen: "CKM_EC_KEY_PAIR_GEN", ckmECEdwardsKeyPairGen: "CKM_EC_EDWARDS_KEY_PAIR_GEN",
 	ckmAESGCM: "CKM_AES_GCM", ckmAESKeyWrap: "CKM_AES_KEY_WRAP", ckmAESKeyWrapPad: "CKM_AES_KEY_WRAP_PAD", ckmAESKeyWrapKWP: "CKM_AES_KEY_WRAP_KWP",
 }
 
@@ -79,16 +86,34 @@ func mechanismOf(alg kms.Algorithm) mechanism {
 // the digest in its DigestInfo, or for Ed25519 the message. The result is a
 // copy, because a call that is stuck in the module outlives its caller.
 func inputOf(alg kms.Algorithm, message []byte) []byte {
-	switch {
-	case alg.KeyType() == kms.OKP:
+	if alg.KeyType() == kms.OKP {
 		return bytes.Clone(message)
-	case alg.KeyType() == kms.RSA && !alg.PSS():
-		prefix := digestInfo[alg.Hash()]
-		return append(prefix[:len(prefix):len(prefix)], alg.Digest(message)...)
+	}
+	var prefix []byte
+	if alg.KeyType() == kms.RSA && !alg.PSS() {
+		prefix = digestInfo[alg.Hash()]
+	}
+	input := make([]byte, 0, len(prefix)+alg.Hash().Size())
+	input = append(input, prefix...)
+	switch alg.Hash() {
+	case crypto.SHA384:
+		d := sha512.Sum384(message)
+		return append(input, d[:]...)
+	case crypto.SHA512:
+		d := sha512.Sum512(message)
+		return append(input, d[:]...)
 	default:
-		return alg.Digest(message)
+		d := sha256.Sum256(message)
+		return append(input, d[:]...)
 	}
 }
+
+// The lengths in bytes of the longest signatures there are: that of the largest
+// RSA key, and among the others that of P-521.
+const (
+	maxSignature   = kms.MaxRSABits / 8
+	maxECSignature = 2 * 66
+)
 
 // signatureSize is the length in bytes of alg's signatures by a key whose
 // modulus, if it has one, has modulusBytes.

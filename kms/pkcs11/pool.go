@@ -10,9 +10,14 @@ import (
 	"github.com/bulla-project/bulla/kms"
 )
 
-// regrowAfter is how long after the last capacity error the pool asks for one
-// session more again.
-const regrowAfter = time.Minute
+// A pool that shrank tries one session more each regrowPause after the last
+// capacity error. When that meets the limit again the pause doubles, up to
+// maxRegrowPause, so that a token that really has room for fewer is not asked
+// for more all the time.
+const (
+	regrowPause    = 3 * time.Second
+	maxRegrowPause = 5 * time.Minute
+)
 
 // At most minQueue calls wait for a session, or queuePerSession for each session
 // if that is more. Callers without a deadline would else
@@ -21,6 +26,17 @@ const (
 	minQueue        = 1024
 	queuePerSession = 64
 )
+
+// waits sums up how long calls waited for a session.
+type waits struct {
+	count, nanos atomic.Int64
+}
+
+// since counts one wait that began at begin.
+func (w *waits) since(begin time.Time) {
+	w.count.Add(1)
+	w.nanos.Add(int64(time.Since(begin)))
+}
 
 // session is the right to one session of the token, and once open the session
 // itself. Whoever got it from the pool has it alone, until it goes back by put
@@ -44,12 +60,16 @@ type pool struct {
 	retired    atomic.Bool   // no session is used again
 
 	waiting, inUse, opened atomic.Int64 // for Stats
+	waits                  *waits       // for Stats, of the token
 
-	mu     sync.Mutex
-	size   int       // guarded by mu: at least 1, at most full
-	full   int       // as configured, constant
-	shrunk time.Time // guarded by mu: when it last shrank
-	small  atomic.Bool
+	full  int         // as configured, constant
+	small atomic.Bool // size < full
+
+	mu      sync.Mutex
+	size    int           // guarded by mu: at least 1, at most full
+	changed time.Time     // guarded by mu: when it last shrank or grew
+	grew    bool          // guarded by mu: the last change was that it grew
+	pause   time.Duration // guarded by mu: from changed to the next growth
 }
 
 func newPool(size int) *pool {
@@ -58,6 +78,8 @@ func newPool(size int) *pool {
 		rights: make(chan struct{}, size),
 		size:   size,
 		full:   size,
+		pause:  regrowPause,
+		waits:  new(waits),
 	}
 	for range size {
 		p.rights <- struct{}{}
@@ -77,6 +99,13 @@ func (p *pool) get(ctx context.Context) (*session, error) {
 		return s, nil
 	default:
 	}
+	select {
+	case <-p.rights:
+		p.inUse.Add(1)
+		return &session{}, nil
+	default:
+	}
+	defer p.waits.since(time.Now())
 	defer p.waiting.Add(-1)
 	if queue := int64(max(minQueue, queuePerSession*p.full)); p.waiting.Add(1) > queue {
 		return nil, fmt.Errorf("%w: too many signatures wait for a session (%d); the token is too slow for the load, or hangs", kms.ErrThrottled, queue)
@@ -119,24 +148,30 @@ func (p *pool) shrink() bool {
 	defer p.mu.Unlock()
 	p.inUse.Add(-1)
 	p.size--
-	p.shrunk = time.Now()
+	if p.grew && time.Since(p.changed) <= 2*p.pause { // it met the limit again
+		p.pause = min(2*p.pause, maxRegrowPause)
+	} else if p.grew {
+		p.pause = regrowPause
+	}
+	p.changed, p.grew = time.Now(), false
 	p.small.Store(true)
 	return true
 }
 
-// regrow adds a right when the last capacity error is long ago.
+// regrow adds a right when the last capacity error is some time ago.
 func (p *pool) regrow() {
 	if !p.small.Load() {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.size < p.full && time.Since(p.shrunk) > regrowAfter {
-		p.size++
-		p.shrunk = time.Now()
-		p.small.Store(p.size < p.full)
-		p.rights <- struct{}{}
+	if p.size == p.full || time.Since(p.changed) < p.pause {
+		return
 	}
+	p.size++
+	p.changed, p.grew = time.Now(), true
+	p.small.Store(p.size < p.full)
+	p.rights <- struct{}{}
 }
 
 func (p *pool) limit() int {

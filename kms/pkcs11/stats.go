@@ -13,6 +13,10 @@ type Stats struct {
 	Open    int // sessions of the pool that are open
 	InUse   int // of these, or about to be opened, in use
 	Waiting int // calls that wait for a session
+	Stuck   int // calls that have been inside the module for more than five seconds
+
+	Waits       uint64  // calls that had to wait for a session, each when its wait was over
+	WaitSeconds float64 // how long they waited, all together
 
 	Logins   uint64 // C_Login calls, good or bad
 	Renewals uint64 // calls made once more on a new session

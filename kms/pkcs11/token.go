@@ -34,7 +34,8 @@ type token struct {
 
 	ctx    context.Context // ends when the token is closed
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // attempts and the closing of distrusted sessions
+	wg     sync.WaitGroup // watch, attempts and the closing of distrusted sessions
+	wake   chan struct{}  // capacity 1: watch has something to look at
 
 	mu      sync.Mutex
 	mod     *module           // guarded by mu: from the first attempt that found the file
@@ -47,10 +48,20 @@ type token struct {
 	closed  bool              // guarded by mu
 	faults  map[string]uint64 // guarded by mu: errors of the module by their name
 
+	stuckLimit int  // guarded by mu: with so many calls stuck no attempt is made; 0 unless given up because of that
+	stuckTold  bool // guarded by mu: OnStuck was called and the token has not been up since
+
+	// Calls inside the module: with a session of a pool, to bring the token
+	// up, to close sessions, and to generate a key.
+	inUse, attempts, others, making calls
+	crew                            crew          // runs calls with a session of a pool
+	makeTurn                        chan struct{} // capacity 1: one key is generated at a time
+
 	loginTurn chan struct{} // capacity 1: guards pins
 	pins      pinMemory
 
 	logins, renewals, restarts atomic.Uint64 // for Stats
+	waits                      waits         // for Stats
 }
 
 // attempt is one attempt to bring a token up.
@@ -60,7 +71,7 @@ type attempt struct {
 }
 
 // open returns the token that cfg names, which is one and the same for all
-// backends that name it alike. It starts nothing.
+// backends that name it alike. It tries nothing before it is used.
 func (r *Modules) open(cfg Config) (*token, error) {
 	key := tokenKey{cfg.Module, cfg.Token, cfg.Serial}
 	r.mu.Lock()
@@ -79,9 +90,11 @@ func (r *Modules) open(cfg Config) (*token, error) {
 	t := &token{
 		cfg: cfg, modules: r, refs: 1, ctx: ctx, cancel: cancel,
 		reason: errStarting, since: time.Now(),
+		wake: make(chan struct{}, 1), makeTurn: make(chan struct{}, 1),
 		loginTurn: make(chan struct{}, 1), faults: map[string]uint64{},
 	}
 	r.tokens[key] = t
+	t.wg.Go(t.watch)
 	return t, nil
 }
 
@@ -131,9 +144,7 @@ func (t *token) up(ctx context.Context, wait bool) (*link, error) {
 			t.start()
 			wait = true
 		}
-		if t.attempt == nil && time.Since(t.tried) >= t.cfg.RetryAfter {
-			t.start()
-		}
+		t.startIfDue()
 		a, reason := t.attempt, t.reason
 		t.mu.Unlock()
 		if a == nil || !wait {
@@ -154,6 +165,10 @@ func (t *token) up(ctx context.Context, wait bool) (*link, error) {
 func (t *token) takeDown(reason error, lost bool) {
 	t.link.mod.links.Add(-1)
 	t.link, t.reason, t.since, t.lost = nil, reason, time.Now(), lost
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
 }
 
 // lose marks the token down because of an error met on l, and starts bringing
@@ -161,13 +176,23 @@ func (t *token) takeDown(reason error, lost bool) {
 func (t *token) lose(l *link, err error, lost bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.loseLocked(l, err, lost)
+}
+
+// loseLocked is lose for a caller that holds mu.
+func (t *token) loseLocked(l *link, err error, lost bool) {
 	if t.link != l || t.closed {
 		return
 	}
 	t.takeDown(err, lost)
 	t.wg.Go(func() { l.retire(t.ctx) })
 	t.cfg.Logger.Warn("PKCS#11 token is down", "token", l.info.label, "serial", l.info.serial, "why", err)
-	if t.attempt == nil && time.Since(t.tried) >= t.cfg.RetryAfter {
+	t.startIfDue()
+}
+
+// startIfDue starts an attempt if it is time for one. The caller holds mu.
+func (t *token) startIfDue() {
+	if t.attempt == nil && time.Since(t.tried) >= t.cfg.RetryAfter && !t.blocked() {
 		t.start()
 	}
 }
@@ -187,7 +212,9 @@ func (t *token) start() {
 func (t *token) bringUp(a *attempt, lost bool) {
 	defer close(a.done)
 	a.warning = pinWarning(t.cfg.PINFile)
+	call := t.attempts.enter()
 	l, p := t.connect(&a.examination, lost)
+	t.attempts.leave(call)
 	a.problem = p
 
 	t.mu.Lock()
@@ -200,9 +227,16 @@ func (t *token) bringUp(a *attempt, lost bool) {
 		}
 		t.reason = p
 		t.lost = t.lost || codeClass(p.err) == stale || codeClass(p.err) == gone
+		if time.Since(t.tried) > t.cfg.RetryAfter {
+			t.tried = time.Now() // it took long: a pause all the same
+		}
+		if errors.Is(p, errStuck) && t.making.longer(0) == 0 {
+			t.tellStuck(p)
+		}
 	default:
 		l.mod.links.Add(1)
 		t.link, t.reason, t.since, t.lost = l, nil, time.Now(), false
+		t.stuckLimit, t.stuckTold = 0, false
 		t.cfg.Logger.Info("PKCS#11 token is up", "module", l.mod.path, "token", l.info.label, "serial", l.info.serial, "sessions", l.pool.limit())
 		if a.warning != "" {
 			t.cfg.Logger.Warn(a.warning)
@@ -221,7 +255,7 @@ func (t *token) connect(x *examination, lost bool) (*link, *problem) {
 	if err != nil {
 		return nil, t.moduleProblem(mod, err)
 	}
-	if lost && !fresh {
+	if lost && !fresh && !t.refusedStill() {
 		if epoch, err = t.restart(mod, epoch); err != nil && !errors.Is(err, errTooSoon) {
 			return nil, t.moduleProblem(mod, err)
 		}
@@ -240,6 +274,23 @@ func (t *token) connect(x *examination, lost bool) (*link, *problem) {
 		return nil, t.moduleProblem(mod, err)
 	}
 	return t.logInto(mod, epoch, x)
+}
+
+// refusedStill reports that the PIN file has the content that was refused, so
+// that there will be no login whatever is done before it.
+func (t *token) refusedStill() bool {
+	select {
+	case t.loginTurn <- struct{}{}:
+		defer func() { <-t.loginTurn }()
+	default:
+		return false
+	}
+	p, err := readPIN(t.cfg.PINFile)
+	if err != nil {
+		return false
+	}
+	defer p.clear()
+	return t.pins.knows(p)
 }
 
 // restart initializes the module again.
@@ -333,9 +384,11 @@ func (t *token) logInto(mod *module, epoch uint64, x *examination) (*link, *prob
 		}
 		return nil, p
 	}
+	pool := newPool(size)
+	pool.waits = &t.waits
 	return &link{
 		t: t, mod: mod, lib: lib, epoch: epoch, slot: slot, info: info,
-		pool: newPool(size), desk: make(chan struct{}, 1),
+		pool: pool, desk: make(chan struct{}, 1),
 		login: session{handle: h, open: true}, places: map[keyName]place{},
 	}, nil
 }
@@ -476,6 +529,7 @@ func (t *token) stats() Stats {
 		Up: t.link != nil, Since: t.since,
 		Logins: t.logins.Load(), Renewals: t.renewals.Load(), Restarts: t.restarts.Load(),
 		Errors: maps.Clone(t.faults),
+		Stuck:  t.stuck(), Waits: uint64(t.waits.count.Load()), WaitSeconds: time.Duration(t.waits.nanos.Load()).Seconds(), //nolint:gosec // only grows
 	}
 	if t.reason != nil {
 		s.Reason = t.reason.Error()
@@ -505,12 +559,13 @@ func (t *token) close() error {
 	t.closed = true
 	t.mu.Unlock()
 	t.cancel()
+	t.crew.close()
 
 	// Any of the calls below may hang in the module; the process can still
 	// end in order.
 	ctx, cancel := context.WithTimeout(context.Background(), closeWait+2*parkLimit)
 	defer cancel()
-	_, err := aside(ctx, func() (struct{}, error) {
+	_, err := aside(ctx, alone, func() (struct{}, error) {
 		t.wg.Wait()
 		t.mu.Lock()
 		l, mod := t.link, t.mod
@@ -549,6 +604,9 @@ func (t *token) examine(ctx context.Context) examination {
 	if l == nil || l.mod.epoch.Load() != l.epoch {
 		if l != nil {
 			t.takeDown(errEpoch, false)
+		} else if t.blocked() {
+			defer t.mu.Unlock()
+			return examination{problem: hanging("calls do not come out of the module")}
 		}
 		t.start()
 		a := t.attempt

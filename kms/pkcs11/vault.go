@@ -34,6 +34,14 @@ type vault interface {
 	// offers asks what the token offers a mechanism for: CKF_…, 0 for nothing.
 	offers(ctx context.Context, mechanism uint) (uint, error)
 
+	// create has the token generate a key pair for spec, which was checked,
+	// with tag as its label and a random id, by which the key is told from
+	// others of its tag. An error does not say that no key came to be.
+	create(ctx context.Context, spec kms.KeySpec, tag string) (selector, error)
+
+	// tagged finds the private keys that create marked with tag, in any order.
+	tagged(ctx context.Context, tag string) ([]selector, error)
+
 	// check asks the token something cheap.
 	check(ctx context.Context) error
 
