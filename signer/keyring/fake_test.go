@@ -18,13 +18,9 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/signer"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // memStore is a Store in memory. It hands out and keeps copies, as a real one
 // does, and can be made to fail.

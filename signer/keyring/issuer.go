@@ -1,13 +1,16 @@
 package keyring
 
 import (
+	"bytes"
 	"context"
 	"crypto"
+	"crypto/rand"
 	"fmt"
 	"iter"
 	"log/slog"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +27,9 @@ type issuer struct {
 	name       string
 	defaultAlg kms.Algorithm
 	log        *slog.Logger
+	terms      terms
+	create     bool   // rotation makes keys
+	owner      string // this process, in the intents of rings
 
 	// current is what readers see.
 	current atomic.Pointer[view]
@@ -38,6 +44,15 @@ type issuer struct {
 	// suspected has room for one: there are places that somebody had trouble
 	// signing with.
 	suspected chan struct{}
+
+	rotations map[kms.Algorithm]*rotation
+	sweepTo   task           // looking for orphans
+	unswept   map[string]int // tags to look for, and how often still
+	sweptOnce bool           // all tags were looked for since the start
+	orphans   map[Location]Orphan
+
+	requests chan *request // to run, from Rotate
+	stopped  chan struct{} // closed when run has ended
 }
 
 // slotID names a key of an issuer.
@@ -87,10 +102,18 @@ func newIssuer(cfg *Config, ic Issuer) *issuer {
 		name:       ic.Name,
 		defaultAlg: ic.DefaultAlgorithm,
 		log:        cfg.Logger.With("issuer", ic.Name),
+		terms:      cfg.terms(ic),
+		create:     ic.Rotation.Create,
+		owner:      rand.Text(),
 		rings:      map[kms.Algorithm]*Ring{},
 		slots:      map[slotID]*slot{},
 		reported:   map[slotID]bool{},
 		suspected:  make(chan struct{}, 1),
+		rotations:  map[kms.Algorithm]*rotation{},
+		unswept:    map[string]int{},
+		orphans:    map[Location]Orphan{},
+		requests:   make(chan *request),
+		stopped:    make(chan struct{}),
 	}
 	if i.defaultAlg == "" {
 		i.defaultAlg = ic.Keys[0].Algorithm
@@ -111,6 +134,7 @@ func (i *issuer) run(ctx context.Context) {
 	results := make(chan result)
 	var jobs sync.WaitGroup
 	defer jobs.Wait()
+	defer close(i.stopped)
 	start := func(t *task, j job) {
 		t.running = true
 		jobs.Go(func() {
@@ -128,12 +152,21 @@ func (i *issuer) run(ctx context.Context) {
 		if !i.reloadTo.due.After(now) {
 			i.reload(ctx)
 		}
+		for _, r := range i.turning() {
+			if r.due.After(now) {
+				continue
+			}
+			if j := i.step(ctx, r); j != nil {
+				start(&r.task, j)
+			}
+		}
 		next := i.reloadTo.due
+		for _, r := range i.turning() {
+			next = earlier(next, r.due)
+		}
 		for t, j := range i.tasks() {
 			if t.due.After(now) {
-				if t.due.Before(next) {
-					next = t.due
-				}
+				next = earlier(next, t.due)
 				continue
 			}
 			start(t, j)
@@ -148,9 +181,18 @@ func (i *issuer) run(ctx context.Context) {
 			r.apply(ctx)
 		case <-i.suspected:
 			i.lookAtSuspects()
+		case q := <-i.requests:
+			i.asked(ctx, q)
 		case <-timer.C:
 		}
 	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // tasks yields what is to be done and not under way, due or not.
@@ -179,6 +221,9 @@ func (i *issuer) tasks() iter.Seq2[*task, job] {
 				return
 			}
 		}
+		if (len(i.unswept) > 0 || !i.sweptOnce) && !i.sweepTo.running {
+			yield(&i.sweepTo, i.sweeping())
+		}
 	}
 }
 
@@ -196,7 +241,7 @@ func (t *task) failed(cfg *Config, err error, most time.Duration) {
 	}
 	t.failures++
 	t.problem = err
-	t.due = time.Now().Add(wait*4/5 + rand.N(wait*2/5+1)) //nolint:gosec // spreading load is no secret
+	t.due = time.Now().Add(wait*4/5 + mathrand.N(wait*2/5+1)) //nolint:gosec // spreading load is no secret
 }
 
 // noteworthy reports whether err is news after the task's last problem, so
@@ -209,6 +254,7 @@ func news(before, err error) bool { return before == nil || before.Error() != er
 func (i *issuer) reload(ctx context.Context) {
 	bounded, cancel := context.WithTimeout(ctx, i.cfg.Timeout)
 	defer cancel()
+	began := i.cfg.Clock() // what is written from here on may be missing
 	rings, err := i.cfg.Store.Rings(bounded, i.name)
 	if err != nil {
 		err = fmt.Errorf("read the key rings from the store: %w", err)
@@ -222,7 +268,7 @@ func (i *issuer) reload(ctx context.Context) {
 		i.log.Info("key rings can be read again")
 	}
 	i.reloadTo.ok(i.cfg.ReloadInterval)
-	i.asOf = i.cfg.Clock()
+	i.asOf = began
 	clear(i.rings)
 	for _, r := range rings {
 		if !r.Algorithm.Known() || r.Issuer != i.name {
@@ -252,15 +298,16 @@ func (i *issuer) adopt() {
 		if s == nil {
 			s = &slot{alg: c.alg, problem: errNotTried}
 		}
+		known := s.pub != nil && bytes.Equal(s.entry.PublicJWK, c.entry.PublicJWK)
 		s.entry = c.entry
-		skipVerify := false
-		if l := i.listedFor(c.alg, c.entry); l != nil {
-			skipVerify = l.SkipVerify
-		}
+		skipVerify := i.skipVerify(c.alg, c.entry)
 		i.slots[id] = s
 
-		pub, _, err := signer.ParsePublicJWK(c.entry.PublicJWK, c.alg)
-		if err == nil {
+		var pub crypto.PublicKey
+		var err error
+		if known {
+			pub = s.pub
+		} else if pub, _, err = signer.ParsePublicJWK(c.entry.PublicJWK, c.alg); err == nil {
 			var kid string
 			if kid, err = signer.Thumbprint(pub); err == nil && kid != c.entry.KeyID {
 				err = fmt.Errorf("%w: the stored public key is that of kid %s", kms.ErrKeyMismatch, kid)
@@ -269,7 +316,7 @@ func (i *issuer) adopt() {
 		if other, taken := holder[c.entry.KeyID]; err == nil && taken {
 			err = fmt.Errorf("%w (it signs %s)", ErrKeyShared, other)
 		}
-		if err == nil {
+		if err == nil && !known {
 			s.jwk, err = signer.PublicJWK(pub, c.alg)
 		}
 		if err == nil {
@@ -321,12 +368,24 @@ func (i *issuer) listedFor(alg kms.Algorithm, e Entry) *listedKey {
 	return nil
 }
 
+// skipVerify is what the configuration says of an entry's key. A key that Bulla
+// created follows the one that it was created for.
+func (i *issuer) skipVerify(alg kms.Algorithm, e Entry) bool {
+	l := i.listedFor(alg, e)
+	if l == nil && e.Tag != "" {
+		if first := slices.IndexFunc(i.listed, func(l *listedKey) bool { return l.Algorithm == alg }); first >= 0 {
+			l = i.listed[first]
+		}
+	}
+	return l != nil && l.SkipVerify
+}
+
 // reportUnlisted logs, once each, the keys in use that the configuration lists
-// no more.
+// no more. Those that Bulla created never were listed.
 func (i *issuer) reportUnlisted() {
 	now := i.cfg.Clock()
 	for id, s := range i.slots {
-		if state := s.entry.State(now); (state == Active || state == Next) && !i.reported[id] && i.listedFor(id.alg, s.entry) == nil {
+		if state := s.entry.State(now); (state == Active || state == Next) && s.entry.Tag == "" && !i.reported[id] && i.listedFor(id.alg, s.entry) == nil {
 			i.reported[id] = true
 			i.log.Warn("signing key is not listed in the configuration any more and stays in its ring: rotate it out, or list it again",
 				"algorithm", id.alg, "key_id", id.keyID, "state", state, "locations", s.entry.Locations)
@@ -336,7 +395,7 @@ func (i *issuer) reportUnlisted() {
 
 // publish makes what is known the snapshot that readers see.
 func (i *issuer) publish() {
-	v := &view{asOf: i.asOf, problem: i.reloadTo.problem, rings: map[kms.Algorithm]*ringView{}}
+	v := &view{asOf: i.asOf, maxLag: i.cfg.MaxLag, problem: i.reloadTo.problem, rings: map[kms.Algorithm]*ringView{}}
 	ring := func(alg kms.Algorithm) *ringView {
 		if v.rings[alg] == nil {
 			v.rings[alg] = &ringView{}
@@ -367,5 +426,12 @@ func (i *issuer) publish() {
 			rv.problems = append(rv.problems, fmt.Errorf("listed key %v: %w", unproven, l.problem))
 		}
 	}
+	for alg, r := range i.rotations {
+		ring(alg).rotation = r.problem
+	}
+	for _, o := range i.orphans {
+		v.orphans = append(v.orphans, o)
+	}
+	slices.SortFunc(v.orphans, func(a, b Orphan) int { return strings.Compare(a.Location.String(), b.Location.String()) })
 	i.current.Store(v)
 }

@@ -92,10 +92,7 @@ func (i *issuer) join(ctx context.Context, l *listedKey, proofs []proof) error {
 				kms.ErrKeyMismatch, proofs[0].location, key.KeyID(), p.location, p.key.KeyID())
 		}
 	}
-	ring, revision := Ring{Issuer: i.name, Algorithm: l.Algorithm}, uint64(0)
-	if r := i.rings[l.Algorithm]; r != nil {
-		ring.Entries, revision = slices.Clone(r.Entries), r.Revision
-	}
+	ring := i.draft(l.Algorithm)
 	if err := i.mayJoin(l, key, proofs[0].location, ring.Entries); err != nil {
 		return err
 	}
@@ -117,11 +114,8 @@ func (i *issuer) join(ctx context.Context, l *listedKey, proofs []proof) error {
 	}
 	ring.Entries[at].Locations = inListedOrder(l.Locations, locations)
 
-	bounded, cancel := context.WithTimeout(ctx, i.cfg.Timeout)
-	defer cancel()
-	stored, err := i.cfg.Store.PutRing(bounded, ring, revision)
-	if err != nil {
-		return fmt.Errorf("write the key ring to the store: %w", err)
+	if err := i.put(ctx, ring); err != nil {
+		return err
 	}
 	log := i.log.With("algorithm", l.Algorithm, "key_id", key.KeyID(), "locations", ring.Entries[at].Locations)
 	if joined {
@@ -129,9 +123,34 @@ func (i *issuer) join(ctx context.Context, l *listedKey, proofs []proof) error {
 	} else {
 		log.Info("signing key has a new location")
 	}
-	i.rings[l.Algorithm] = stored
-	i.adopt()
 	i.takeProofs(i.slots[slotID{l.Algorithm, key.KeyID()}], proofs)
+	return nil
+}
+
+// draft is a copy of a ring to change, or a new one.
+func (i *issuer) draft(alg kms.Algorithm) Ring {
+	r := i.rings[alg]
+	if r == nil {
+		return Ring{Issuer: i.name, Algorithm: alg}
+	}
+	d := *r
+	d.Entries = slices.Clone(r.Entries)
+	return d
+}
+
+// put writes a changed draft over the ring that it was made of. The time that
+// it may take is a part of the proof in the package comment.
+func (i *issuer) put(ctx context.Context, draft Ring) error {
+	now := i.cfg.Clock()
+	draft.Entries = prune(draft.Entries, now, func(e Entry) bool { return i.listedFor(draft.Algorithm, e) != nil })
+	bounded, cancel := context.WithTimeout(ctx, i.terms.write)
+	defer cancel()
+	stored, err := i.cfg.Store.PutRing(bounded, draft, draft.Revision)
+	if err != nil {
+		return fmt.Errorf("write the key ring to the store: %w", err)
+	}
+	i.rings[draft.Algorithm] = stored
+	i.adopt()
 	return nil
 }
 
@@ -161,10 +180,11 @@ func (i *issuer) newEntry(l *listedKey, key *signer.SigningKey, first bool) (Ent
 	if err != nil {
 		return Entry{}, err
 	}
-	now := i.cfg.Clock().UTC().Truncate(time.Second)
-	e := Entry{KeyID: key.KeyID(), PublicJWK: jwk, PublishAt: now}
+	now := i.cfg.Clock()
+	e := Entry{KeyID: key.KeyID(), PublicJWK: jwk, PublishAt: upToSecond(now)}
 	if first {
-		e.ActivateAt = now
+		e.PublishAt = now.UTC().Truncate(time.Second)
+		e.ActivateAt = e.PublishAt
 	}
 	return e, nil
 }

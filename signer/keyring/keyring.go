@@ -25,8 +25,51 @@
 // the start nor the publishing of keys; opening is tried again until it works.
 // Asking for the active key takes no lock and does no I/O.
 //
+// # Replacing keys
+//
+// A rotation breaks nothing because its times leave everybody the time to learn
+// of it. With max_age, how long verifiers may keep the JWK Set; max_lifetime of
+// tokens; max_lag, how old the rings may be of which a set is made that may be
+// kept; and skew, the most that two replicas' clocks differ:
+//
+//	publish_at  = now
+//	activate_at = publish_at + max_age + 2 max_lag + skew, or later
+//	retire_at   = activate_at of the next key
+//	remove_at   = retire_at + max_lifetime + max_lag + skew
+//
+// A replica counts the age of its rings from before it asked the store. Above
+// max_lag it publishes a set that nobody may keep; above 2 max_lag it publishes
+// nothing and signs nothing. Let the change be written at W. From that follows:
+//
+//   - A key never signs before verifiers could have fetched it from any replica.
+//     A set that lacks the key is made of rings read before W. So nobody gets one
+//     after W + 2 max_lag, and even a verifier that keeps what it is told not to
+//     keep has thrown the last one away max_age later. A replica signs with the
+//     key when its clock says activate_at; by then publish_at + max_age + 2
+//     max_lag has passed on every clock, and every set that is kept or can be
+//     fetched has the key. (That W is a write later than publish_at is no more
+//     than skew allows for; and verifiers that do as they are told are rid of the
+//     last set at the later of W + max_lag + max_age and W + 2 max_lag, which
+//     leaves all the time that a write is given.)
+//   - No token outlives its key's publication. A replica that does not know of
+//     retire_at has rings from before W and signs until W + 2 max_lag, and
+//     retire_at is no sooner than that and skew after the end of the write, also
+//     where a key is taken that was published long ago. So nobody signs with the key after
+//     retire_at. The last token expires before retire_at + max_lifetime and the
+//     minute by which its iat may lie ahead; at remove_at that has passed on
+//     every clock. (A max_lag below that minute counts as one here.) Until then
+//     every set has the key, whatever replica it comes from.
+//
+// Two changes do break something. The first key of a ring signs at once, because
+// without it the algorithm could not be used at all. And in an emergency there is
+// no waiting: Rotate says what that breaks.
+//
+// A key is made, where the configuration lets Bulla do so, under a tag that is in
+// the ring before the key is in its backend; so a process can die at any moment,
+// and the next one finds what it left. Replicas agree by compare-and-swap.
+//
 // What it leaves to others: signing itself (package signer), keeping the rings
-// (a Store), and deciding when keys change places.
+// (a Store), and making keys (kms.Creator).
 package keyring
 
 import (
@@ -91,6 +134,21 @@ type Config struct {
 	// itself, such as a backend that is down, is waited for no longer than
 	// about a second, or RetryMin.
 	RetryMin, RetryMax time.Duration
+
+	// MaxLag is how old, since they were read from the store, the rings may
+	// be for verifiers to keep what is published of them. Beyond it the JWK
+	// Set is marked as stale; beyond twice of it, it is not published, and
+	// nothing is signed. All replicas have the same. Default 15 min.
+	MaxLag time.Duration
+	// Skew bounds the difference between any two replicas' clocks. Default
+	// 1 min.
+	Skew time.Duration
+	// CreateTimeout bounds the creation of a key. Default 1 min.
+	CreateTimeout time.Duration
+	// Lease is how long a replica that began to create a key may be silent
+	// before another goes on in its place. At least CreateTimeout and twice
+	// Timeout. Default 2 min.
+	Lease time.Duration
 }
 
 // Issuer is the configuration of one issuer.
@@ -103,6 +161,16 @@ type Issuer struct {
 	// Keys are the listed keys. The order matters within an algorithm: the
 	// first seeds an empty ring.
 	Keys []Key
+
+	// JWKSMaxAge is how long verifiers may keep the issuer's JWK Set. When it
+	// is lowered, the longer time has to pass before keys are replaced.
+	// Default 10 min.
+	JWKSMaxAge time.Duration
+	// MaxLifetime is the longest time from iat to exp of a token, likewise.
+	// Default 1 h.
+	MaxLifetime time.Duration
+	// Rotation is how the issuer's keys are replaced.
+	Rotation Rotation
 }
 
 // Key is the configuration of one key pair.

@@ -46,6 +46,9 @@ type Entry struct {
 	// Locations are the places that have been seen to hold this key pair, in
 	// the order in which they are tried.
 	Locations []Location `json:"locations"`
+	// Tag marks a key that Bulla created, in its backend too (kms.Creator).
+	// It is empty for a key that was listed.
+	Tag string `json:"tag,omitempty"`
 
 	// PublishAt is when the key enters the issuer's JWK Set.
 	PublishAt time.Time `json:"publish_at,omitzero"`
@@ -92,12 +95,39 @@ func (e Entry) Published(now time.Time) bool {
 	return !e.PublishAt.IsZero() && !now.Before(e.PublishAt) && e.State(now) != Retired
 }
 
+// Intent is written before a key is created, so that whatever becomes of the
+// process that creates it, the key is found by its tag. It is cleared by the
+// write that records the key.
+//
+// Whoever finds the key of the tag may record it; only the owner creates it. An
+// owner that has been silent for longer than a lease has lost the intent to
+// whoever claims it next, with the same tag.
+type Intent struct {
+	// Tag marks the key in its backend.
+	Tag string `json:"tag"`
+	// Backend is the name of the configured backend.
+	Backend string `json:"backend"`
+	// RSABits is the length of the modulus of an RSA key, 0 for others.
+	RSABits int `json:"rsa_bits,omitempty"`
+	// NotBefore is when the key should become active by the schedule; zero is
+	// as soon as it may.
+	NotBefore time.Time `json:"not_before,omitzero"`
+	// Emergency says that the key is to replace the active one at once.
+	Emergency bool `json:"emergency,omitempty"`
+	// Owner is a random name of the process that creates the key.
+	Owner string `json:"owner"`
+	// ClaimedAt is when the owner last said that it is at work.
+	ClaimedAt time.Time `json:"claimed_at"`
+}
+
 // Ring is the signing keys of one issuer and algorithm. A value that a store
 // has handed out is not changed afterwards.
 type Ring struct {
 	Issuer    string        `json:"issuer"` // by name
 	Algorithm kms.Algorithm `json:"algorithm"`
 	Entries   []Entry       `json:"entries"`
+	// Intent is the key that is being created for the ring, nil if none is.
+	Intent *Intent `json:"intent,omitempty"`
 	// Revision counts the changes of the ring from 1. The store sets it.
 	Revision uint64 `json:"revision"`
 	// Unverified says that the store could not authenticate the ring when it

@@ -18,12 +18,15 @@ import (
 type view struct {
 	// asOf is when the rings were last read from the store; zero if never.
 	asOf time.Time
+	// maxLag is Config.MaxLag.
+	maxLag time.Duration
 	// problem is why they could not be read the last time; nil if they could.
 	problem error
 	// unverified is set while any of the rings is one that the store could not
 	// authenticate.
 	unverified bool
 	rings      map[kms.Algorithm]*ringView
+	orphans    []Orphan
 }
 
 // ringView is a ring in a view. It is there for each algorithm that is stored
@@ -33,6 +36,8 @@ type ringView struct {
 	entries    []entryView
 	// problems are what keeps listed keys from joining the ring.
 	problems []error
+	// rotation is what keeps the ring's keys from being replaced.
+	rotation error
 }
 
 // entryView is a key in a view.
@@ -54,6 +59,26 @@ var (
 	errNotLoaded  = errors.New("the key rings have not been read from the store yet")
 )
 
+// age is how long ago at now the rings were read. A clock that was set right
+// meanwhile, or a machine that slept, makes it no shorter.
+func (v *view) age(now time.Time) time.Duration {
+	return max(now.Sub(v.asOf), now.Round(0).Sub(v.asOf.Round(0)))
+}
+
+// stale reports that verifiers should not keep what the view holds.
+func (v *view) stale(now time.Time) bool { return v.age(now) > v.maxLag }
+
+// outdated is the reason not to use what the view holds at all, nil if it can be
+// used: the keys may have been replaced without this replica's knowing. It is
+// not for views that hold nothing.
+func (v *view) outdated(now time.Time) error {
+	if v.age(now) <= 2*v.maxLag {
+		return nil
+	}
+	err := fmt.Errorf("%w: the key rings were last read %s ago, and after %s other keys may sign", ErrUnavailable, v.age(now).Round(time.Second), 2*v.maxLag)
+	return all(err, v.problem)
+}
+
 // active is the open key that signs with alg at now.
 func (v *view) active(alg kms.Algorithm, now time.Time) (*entryView, error) {
 	r, ok := v.rings[alg]
@@ -63,6 +88,11 @@ func (v *view) active(alg kms.Algorithm, now time.Time) (*entryView, error) {
 			return nil, fmt.Errorf("%w: %w", ErrNotOpen, v.notLoaded())
 		}
 		return nil, ErrNoKey
+	}
+	if !v.asOf.IsZero() {
+		if err := v.outdated(now); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNotOpen, err)
+		}
 	}
 	var e, coming *entryView
 	for i := range r.entries {
@@ -123,12 +153,15 @@ type PublicKeys struct {
 	// Unverified says that the store could not authenticate all of them yet,
 	// so that somebody may have forged them. Nobody should keep the set.
 	Unverified bool
+	// Stale says that the keys were read from the store longer than
+	// Config.MaxLag ago: some may be missing. Nobody should keep the set.
+	Stale bool
 }
 
 // PublicKeys returns an issuer's JWK Set with its next, active and retiring
 // keys. It needs no backend and no store. Errors are ErrIssuerUnknown,
-// ErrUnavailable if the keys were never read from the store, and ErrNotOpen if
-// there is no key to publish yet.
+// ErrUnavailable if the keys were never read from the store, or last so long ago
+// that other keys may sign, and ErrNotOpen if there is no key to publish yet.
 func (k *Keyring) PublicKeys(issuer string) (PublicKeys, error) {
 	v, err := k.view(issuer)
 	if err != nil {
@@ -138,6 +171,9 @@ func (k *Keyring) PublicKeys(issuer string) (PublicKeys, error) {
 		return PublicKeys{}, fmt.Errorf("%w: issuer %s: %w", ErrUnavailable, issuer, v.notLoaded())
 	}
 	now := k.clock()
+	if err := v.outdated(now); err != nil {
+		return PublicKeys{}, fmt.Errorf("issuer %s: %w", issuer, err)
+	}
 	var jwks []json.RawMessage
 	for _, alg := range v.algorithms() {
 		for i := range v.rings[alg].entries {
@@ -153,7 +189,7 @@ func (k *Keyring) PublicKeys(issuer string) (PublicKeys, error) {
 	doc := signer.JWKS(jwks)
 	sum := sha256.Sum256(doc)
 	etag := `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`
-	return PublicKeys{JWKS: doc, ETag: etag, AsOf: v.asOf, Unverified: v.unverified}, nil
+	return PublicKeys{JWKS: doc, ETag: etag, AsOf: v.asOf, Unverified: v.unverified, Stale: v.stale(now)}, nil
 }
 
 // KeyInfo is what there is to say of a key to an operator.
@@ -193,18 +229,28 @@ func (k *Keyring) List(issuer string) ([]KeyInfo, error) {
 	now := k.clock()
 	var list []KeyInfo
 	for _, alg := range v.algorithms() {
-		for _, e := range v.rings[alg].entries {
-			info := KeyInfo{Entry: e.Entry, Algorithm: alg, State: e.State(now), Open: e.key != nil}
-			info.Locations = slices.Clone(e.Locations)
-			info.PublicJWK = slices.Clone(e.PublicJWK)
-			info.Places = slices.Clone(e.places)
-			if e.problem != nil {
-				info.Problem = e.problem.Error()
-			}
-			list = append(list, info)
-		}
+		list = append(list, v.keys(alg, now)...)
 	}
 	return list, nil
+}
+
+// keys are the keys of a ring as List tells them.
+func (v *view) keys(alg kms.Algorithm, now time.Time) (list []KeyInfo) {
+	r, ok := v.rings[alg]
+	if !ok {
+		return nil
+	}
+	for _, e := range r.entries {
+		info := KeyInfo{Entry: e.Entry, Algorithm: alg, State: e.State(now), Open: e.key != nil}
+		info.Locations = slices.Clone(e.Locations)
+		info.PublicJWK = slices.Clone(e.PublicJWK)
+		info.Places = slices.Clone(e.places)
+		if e.problem != nil {
+			info.Problem = e.problem.Error()
+		}
+		list = append(list, info)
+	}
+	return list
 }
 
 // Algorithms returns the algorithms an issuer signs with, in the order of
@@ -224,9 +270,9 @@ func (k *Keyring) Algorithms(issuer string) ([]kms.Algorithm, error) {
 
 // Healthy reports whether an issuer can sign with its default algorithm: the
 // key is open and its last signature verified, at one of its locations at
-// least. The reason lists everything that is wrong with the issuer's keys, also
-// where the default is not touched; it is for operators and may name key
-// locations.
+// least, and its ring is known well enough. The reason lists everything that is
+// wrong with the issuer's keys, also where the default is not touched; it is
+// for operators and may name key locations.
 func (k *Keyring) Healthy(issuer string) (ok bool, reason string) {
 	v, err := k.view(issuer)
 	if err != nil {
@@ -236,6 +282,12 @@ func (k *Keyring) Healthy(issuer string) (ok bool, reason string) {
 	var reasons []string
 	if v.problem != nil {
 		reasons = append(reasons, v.problem.Error())
+	}
+	if !v.asOf.IsZero() && v.stale(now) {
+		reasons = append(reasons, fmt.Sprintf("the key rings were last read %s ago: verifiers are told not to keep the published keys, and after %s nothing is signed", v.age(now).Round(time.Second), 2*v.maxLag))
+	}
+	for _, o := range v.orphans {
+		reasons = append(reasons, o.String())
 	}
 	for _, alg := range v.algorithms() {
 		e, err := v.active(alg, now)
@@ -249,6 +301,9 @@ func (k *Keyring) Healthy(issuer string) (ok bool, reason string) {
 			reasons = append(reasons, fmt.Sprintf("%s: %v", alg, err))
 		}
 		r := v.rings[alg]
+		if r.rotation != nil {
+			reasons = append(reasons, fmt.Sprintf("%s: replacing the key: %v", alg, r.rotation))
+		}
 		for i := range r.entries {
 			e := &r.entries[i]
 			if e.problem != nil && e.State(now) == Next {

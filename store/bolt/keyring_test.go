@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"testing"
 	"time"
@@ -148,4 +149,63 @@ func TestForgedKeysAreNotPublishedForLong(t *testing.T) {
 		published(t, k, kid, "after the sound ring was put back")
 		marked(t, k, false)
 	})
+}
+
+// Rings that were stored before keys had tags and rings intents are read, and a
+// ring without them is stored as it was then.
+func TestRingsWithoutIntentsAreStoredAsTheyWere(t *testing.T) {
+	entry, kid := newEntry(t)
+	s, reopen := opener(t)
+	row := ringRow("main", kms.ES256)
+	type then struct {
+		KeyID      string             `json:"key_id"`
+		PublicJWK  json.RawMessage    `json:"public_jwk"`
+		Locations  []keyring.Location `json:"locations"`
+		PublishAt  time.Time          `json:"publish_at,omitzero"`
+		ActivateAt time.Time          `json:"activate_at,omitzero"`
+	}
+	old := struct {
+		Issuer    string `json:"issuer"`
+		Algorithm string `json:"algorithm"`
+		Entries   []then `json:"entries"`
+		Revision  uint64 `json:"revision"`
+	}{"main", "ES256", []then{{kid, entry.PublicJWK, entry.Locations, entry.PublishAt, entry.ActivateAt}}, 1}
+	value, raw, err := s.seal(t.Context(), row, old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(bucketRings).Put(row.Key, value) })
+	s = reopen()
+	ring, err := s.Ring(t.Context(), "main", kms.ES256)
+	if err != nil || ring.Intent != nil || len(ring.Entries) != 1 || ring.Entries[0].Tag != "" || ring.Entries[0].KeyID != kid {
+		t.Fatalf("got %+v, %v", ring, err)
+	}
+	again, err := json.Marshal(ring)
+	if err != nil || !bytes.Equal(again, raw) {
+		t.Errorf("stored now as %s, %v\nthen it was %s", again, err, raw)
+	}
+}
+
+// An intent is as authentic as the keys: whoever could change its tag or its
+// backend could have Bulla adopt a key of his own.
+func TestAForgedIntentIsNotFollowed(t *testing.T) {
+	entry, _ := newEntry(t)
+	s, reopen := opener(t)
+	ring := keyring.Ring{Issuer: "main", Algorithm: kms.ES256, Entries: []keyring.Entry{entry},
+		Intent: &keyring.Intent{Tag: "bulla-main-es256-good", Backend: "hsm", Owner: "o", ClaimedAt: time.Now()}}
+	if _, err := s.PutRing(t.Context(), ring, 0); err != nil {
+		t.Fatal(err)
+	}
+	row := ringRow("main", kms.ES256)
+	value, err := s.read(t.Context(), row)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(t, s, func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketRings).Put(row.Key, bytes.Replace(value, []byte("es256-good"), []byte("es256-evil"), 1))
+	})
+	s = reopen()
+	if got, err := s.Ring(t.Context(), "main", kms.ES256); !errors.Is(err, keyring.ErrUnavailable) {
+		t.Errorf("got %+v, %v; want ErrUnavailable", got, err)
+	}
 }

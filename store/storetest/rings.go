@@ -25,6 +25,7 @@ func Rings(t *testing.T, open Open[keyring.Store]) {
 	}{
 		{"UnknownRingIsNotFound", unknownRing},
 		{"RingComesBackAsItWasPut", ringRoundTrip},
+		{"IntentComesAndGoesWithItsRing", ringIntent},
 		{"PutRingNeedsTheStoredRevision", ringRevisions},
 		{"RingsAreNotShared", ringsNotShared},
 		{"RingsOfOneIssuerInByteOrder", ringsOrder},
@@ -104,6 +105,7 @@ func ringRoundTrip(t *testing.T, open Open[keyring.Store]) {
 	r.Entries[0].RetireAt = r.Entries[0].ActivateAt.Add(time.Hour)
 	r.Entries[0].RemoveAt = r.Entries[0].ActivateAt.Add(2 * time.Hour)
 	r.Entries[1].PublishAt, r.Entries[1].ActivateAt = time.Time{}, time.Time{}
+	r.Entries[1].Tag = "bulla-login-es256-abc"
 	r.Revision = 77 // is not looked at
 	written := putRing(t, s, r, 0)
 	r.Revision = 1
@@ -111,6 +113,33 @@ func ringRoundTrip(t *testing.T, open Open[keyring.Store]) {
 		t.Errorf("PutRing (-want +got):\n%s", diff)
 	}
 	wantRing(t, s, &r)
+}
+
+func intent() *keyring.Intent {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678_000, time.UTC)
+	return &keyring.Intent{Tag: "bulla-login-rs256-abc", Backend: "hsm", RSABits: 3072, NotBefore: at.Add(time.Hour), Emergency: true, Owner: "me", ClaimedAt: at}
+}
+
+func ringIntent(t *testing.T, open Open[keyring.Store]) {
+	s, reopen := open(t)
+	r := ring(issuer, kms.RS256, "k")
+	r.Intent = intent()
+	first := putRing(t, s, r, 0)
+	r.Intent.Owner = "X"
+	if diff := cmp.Diff(intent(), first.Intent); diff != "" {
+		t.Errorf("intent that was put (-want +got):\n%s", diff)
+	}
+	s = reopen()
+	wantRing(t, s, first)
+	next := *first
+	next.Intent = nil
+	next.Entries = append(next.Entries, ring(issuer, kms.RS256, "l").Entries...)
+	if second := putRing(t, s, next, 1); second.Intent != nil || len(second.Entries) != 2 {
+		t.Errorf("got %+v, want two keys and no intent", second)
+	}
+	// Whoever still has the ring with the intent cannot write it back.
+	_, err := s.PutRing(t.Context(), *first, 1)
+	want(t, "PutRing of the intent once more", err, keyring.ErrRevision)
 }
 
 func ringRevisions(t *testing.T, open Open[keyring.Store]) {
