@@ -53,14 +53,14 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	t, err := cfg.Modules.open(cfg)
+	v, start, err := cfg.Modules.vault(cfg)
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{vault: t, cfg: cfg}
+	b := &Backend{vault: v, cfg: cfg}
 	first, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
-	_, _ = t.up(first, true) // the reason of a failure stays with the token
+	start(first) // the reason of a failure stays with the token
 	if err := ctx.Err(); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
@@ -201,6 +201,9 @@ func (b *Backend) Close() error {
 		return nil
 	}
 	if !b.calls.park(closeWait) {
+		if r, ok := b.vault.(*remote); ok {
+			return r.close() // calls that hang end with the worker
+		}
 		return fmt.Errorf("pkcs11: token %s was left as it is: %w", b.cfg.tokenName(), errStuck)
 	}
 	defer b.calls.reopen()

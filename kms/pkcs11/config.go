@@ -61,7 +61,8 @@ type Config struct {
 	// be initialized again and cannot be. Only a new process brings such calls
 	// back for sure. It is called once until the token is up again, on a
 	// goroutine of its own, and must not wait for Close. nil means that the
-	// token stays down until the calls come out by themselves.
+	// token stays down until the calls come out by themselves. It is not called
+	// for a token that runs in a worker, which is replaced.
 	OnStuck func(error)
 
 	// Modules is the registry that backends of one process share, so that a
@@ -69,9 +70,33 @@ type Config struct {
 	// right only if no other backend uses the same module.
 	Modules *Modules
 
-	// Logger gets one line for each change between up and down. nil discards.
-	// No PIN and no signed data is ever logged.
+	// Worker is the command, with its arguments, that runs RunWorker on the
+	// socket that is its file descriptor 3. With it the module is loaded into
+	// that process and not into this one, so that it can neither crash nor
+	// hang it; a worker that ends is replaced. Unix only. nil means that the
+	// module runs in this process.
+	//
+	// The worker has this process's environment, working directory and
+	// standard error (where the module prints, and Go its goroutines when the
+	// module crashes), and nothing secret on its command line: it asks for the
+	// PIN over the socket.
+	Worker []string
+
+	// Logger gets one line for each change between up and down, and for each
+	// worker process that starts or ends. nil discards. No PIN and no signed
+	// data is ever logged.
 	Logger *slog.Logger
+
+	pins  pinSource // nil means PINFile; a worker asks its parent
+	tempo *tempo    // nil means the usual one
+}
+
+// pinSource is where logins get their PIN from.
+func (c Config) pinSource() pinSource {
+	if c.pins != nil {
+		return c.pins
+	}
+	return &pinFile{path: c.PINFile}
 }
 
 // The bounds this package keeps by itself.
@@ -114,6 +139,12 @@ func (c Config) check() error {
 	}
 	if c.RetryAfter < 0 {
 		fault("retry time %v is negative", c.RetryAfter)
+	}
+	if c.Worker != nil && (len(c.Worker) == 0 || c.Worker[0] == "") {
+		fault("the command of the worker process is empty")
+	}
+	if c.Worker != nil && !canIsolate {
+		fault("isolation in a worker process needs a Unix system: use isolation: none here")
 	}
 	return errors.Join(errs...)
 }

@@ -69,7 +69,8 @@ type result[T any] struct {
 
 // aside has f run by start and returns its result, or the context's error if
 // that ends first; f then goes on by itself, because nothing can be called back
-// out of a module. A context that cannot end costs nothing.
+// out of a module. A context that cannot end costs nothing, and nor does that of
+// a call that came to a worker process, whose caller is not held up by it.
 //
 // What it costs else is two changes of goroutine. Where all processors are busy
 // that is one or two percent of a signature with ES256 on SoftHSM. Where one is
@@ -79,7 +80,7 @@ type result[T any] struct {
 // goroutine for each call, one that waits on a channel, and one for each
 // session were all measured to cost the same.
 func aside[T any](ctx context.Context, start func(func()), f func() (T, error)) (T, error) {
-	if ctx.Done() == nil {
+	if isCallContext(ctx) || ctx.Done() == nil {
 		return f()
 	}
 	done := make(chan result[T], 1)

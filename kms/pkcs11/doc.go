@@ -47,8 +47,14 @@
 // a refused PIN, a module that fails. The backend then stays up, answers
 // kms.ErrUnavailable with the reason, and tries again.
 //
+// A module may run in a process of its own ([Config].Worker, [RunWorker]), which
+// it can then crash or hang without harm to this one: all that is behind the
+// vault interface is plain data and goes over a socket. A worker that ends, or
+// gives no sign of life, or says that a call is stuck in its module, is replaced
+// at once, and calls that were in flight are made again where that is safe. The
+// PIN stays here, with the memory of what was refused: a worker asks for it at
+// each login, so the rule above holds over any number of workers.
+//
 // Left to others: verifying each signature before it leaves the process (the
-// signer does it and calls Distrust), and surviving a crash inside the module,
-// for which everything behind the vault interface is plain data that could be
-// served by another process.
+// signer does it and calls Distrust).
 package pkcs11

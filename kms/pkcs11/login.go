@@ -16,7 +16,7 @@ import (
 //   - no second login with a PIN file whose content was refused;
 //   - one login at a time.
 //
-// Errors are *problem.
+// Errors are *problem, or the context's.
 func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) error {
 	select {
 	case t.loginTurn <- struct{}{}:
@@ -43,38 +43,37 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) err
 			"set one with the security officer's PIN: "+toolCommand(t.cfg.Module, info.label, "--init-pin --login --login-type so"), nil)
 	}
 	byHand := "log in once by hand with the right PIN, which takes the warning away (" + toolCommand(t.cfg.Module, info.label, "--login --list-objects") + ")"
-	if flags := pinFlags(info.flags); flags != "" && !t.cfg.InsistOnLogin {
+	flags := pinFlags(info.flags)
+	if flags != "" && !t.cfg.InsistOnLogin {
 		return fail(fmt.Sprintf("token %q reports wrong PINs since the last good one (%s), so it is not logged in to: one more wrong PIN may lock it", info.label, flags),
 			"make sure that the right PIN is in "+t.cfg.PINFile+", then "+byHand+
 				", or set insist_on_login: true for this backend, which then sends the PIN all the same", nil)
 	}
-	p, err := readPIN(t.cfg.PINFile)
+	p, err := t.pins.take(ctx, flags)
 	if err != nil {
-		return fail("the PIN cannot be read from its file", "write the user PIN, and nothing else, into the file and let this process read it", err)
+		return err
 	}
 	defer p.clear()
-	if t.pins.knows(p) {
-		return fail("the PIN in "+t.cfg.PINFile+" was refused before and is not sent again",
-			"put the right PIN into the file (a change of its content is noticed), or restart if the token was given this PIN since", t.pins.why)
-	}
 
 	t.logins.Add(1)
 	err = t.noted(lib.login(session, p.bytes()))
 	switch {
 	case err == nil:
-		t.pins.forget()
+		t.pins.accepted()
 		return nil
 	case errors.Is(err, ckrAlreadyLoggedIn):
+		t.pins.undecided()
 		if in, err := lib.loggedIn(session); err == nil && in {
 			return nil
 		}
 		return fail(fmt.Sprintf("token %q says both that the user is logged in and that he is not", info.label), "", err)
 	case errors.Is(err, ckrPINNotInitialized) || codeClass(err) == refused:
-		t.pins.refuse(p, err)
+		t.pins.refused(err)
 		return fail(fmt.Sprintf("token %q refused the PIN in %s", info.label, t.cfg.PINFile),
 			"put the right PIN into the file (the PIN is not sent again before the file's content changes); "+
 				"and if the token warns that few tries are left, also "+byHand, err)
 	default:
+		t.pins.undecided()
 		return fail(fmt.Sprintf("token %q cannot be logged in to", info.label), "", err)
 	}
 }

@@ -17,7 +17,10 @@ import (
 	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	otherRoles()
+	goleak.VerifyTestMain(m)
+}
 
 // meddler is a real module with a hook before each call: the hook may count,
 // block, or return an error that the call then ends with.

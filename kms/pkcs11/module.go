@@ -18,15 +18,16 @@ type Modules struct {
 	load loader
 
 	mu      sync.Mutex
-	modules map[string]*module  // guarded by mu: by resolved path; never removed
-	tokens  map[tokenKey]*token // guarded by mu: those with a backend
+	modules map[string]*module   // guarded by mu: by resolved path; never removed
+	tokens  map[tokenKey]*token  // guarded by mu: those with a backend
+	remotes map[tokenKey]*remote // guarded by mu: the same of those in a worker process
 }
 
 // NewModules returns an empty registry.
 func NewModules() *Modules { return newModules(loadModule) }
 
 func newModules(load loader) *Modules {
-	return &Modules{load: load, modules: map[string]*module{}, tokens: map[tokenKey]*token{}}
+	return &Modules{load: load, modules: map[string]*module{}, tokens: map[tokenKey]*token{}, remotes: map[tokenKey]*remote{}}
 }
 
 // errEpoch: the module was initialized again since, or the link was retired,

@@ -2,12 +2,14 @@ package pkcs11
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"sync"
 )
 
 // maxPIN bounds the content of a PIN file, in bytes.
@@ -61,9 +63,148 @@ func pinWarning(path string) string {
 	return fmt.Sprintf("the PIN file %s may be read by others than its owner (mode %04o): chmod 600 it", path, fi.Mode().Perm())
 }
 
-// pinMemory remembers the last PIN that was refused, as a salted hash, so that
-// it is not sent a second time. The zero value remembers nothing. It is
-// guarded by its owner.
+// pinSource is where a login gets the PIN from, and where it tells what became
+// of it. Its users take one PIN at a time, and call exactly one of accepted,
+// refused and undecided after each.
+type pinSource interface {
+	// take returns the PIN to send now, for the caller to clear. warning names
+	// the flags by which the token tells of wrong PINs since the last good one,
+	// "" for none. An error says why none may be sent: it is a *problem, or
+	// the context's.
+	take(ctx context.Context, warning string) (*pin, error)
+
+	// barred reports that take would now give no PIN out, for what became of the
+	// last one: whatever a login would cost besides can be saved.
+	barred(ctx context.Context) bool
+
+	accepted()         // the PIN was right
+	refused(why error) // it was not: it is not given out again
+	undecided()        // the token said neither
+}
+
+// pinFile is the pinSource on a PIN file. It is safe for concurrent use.
+//
+// A login may die with the process that makes it, so that nobody tells how it
+// went; lost says so. The PIN is then given out once more, but only to a token
+// that reports no wrong PIN: that is one refused login at most where the token
+// tells, and two where it does not.
+type pinFile struct {
+	path string
+
+	mu    sync.Mutex
+	bad   pinMemory // guarded by mu: the PIN that was refused
+	trial pinMemory // guarded by mu: the PIN that was given out and not decided on
+	out   bool      // guarded by mu: somebody has the trial's PIN now
+	lapse int       // guarded by mu: how often in a row the trial was lost
+	given uint64    // guarded by mu: PINs given out, in all
+}
+
+// maxLapses is how often in a row a login may be lost before its PIN counts as
+// refused.
+const maxLapses = 2
+
+func (f *pinFile) take(_ context.Context, warning string) (*pin, error) {
+	fail := func(text, advice string, err error) (*pin, error) {
+		return nil, &problem{stage: StepLogin, text: text, advice: advice, err: err}
+	}
+	p, err := readPIN(f.path)
+	if err != nil {
+		return fail("the PIN cannot be read from its file", "write the user PIN, and nothing else, into the file and let this process read it", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lose()
+	if !f.trial.knows(p) {
+		f.trial.forget()
+		f.lapse = 0
+	}
+	switch {
+	case f.bad.knows(p):
+		p.clear()
+		return fail("the PIN in "+f.path+" was refused before and is not sent again",
+			"put the right PIN into the file (a change of its content is noticed), or restart if the token was given this PIN since", f.bad.why)
+	case f.lapse >= maxLapses:
+		p.clear()
+		return fail(fmt.Sprintf("the process died in each of %d logins with the PIN in %s, so nobody knows whether it was refused, and it is not sent again", f.lapse, f.path),
+			"log in once by hand to see that the PIN is right and the module survives it; then restart, or put the right PIN into the file (a change of its content is noticed)", nil)
+	case f.lapse > 0 && warning != "":
+		p.clear()
+		return fail(fmt.Sprintf("the process died in the last login with the PIN in %s, and the token reports wrong PINs (%s), so it may have been refused and is not sent again", f.path, warning),
+			"log in once by hand with the right PIN, which takes the warning away, and put it into the file", nil)
+	}
+	f.trial.refuse(p, nil)
+	f.out = true
+	f.given++
+	return p, nil
+}
+
+func (f *pinFile) barred(context.Context) bool {
+	p, err := readPIN(f.path)
+	if err != nil {
+		return false
+	}
+	defer p.clear()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.bad.knows(p) || f.lapse >= maxLapses && f.trial.knows(p)
+}
+
+func (f *pinFile) accepted() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bad.forget()
+	f.decide()
+}
+
+func (f *pinFile) refused(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.out {
+		f.bad, f.bad.why = f.trial, why
+	}
+	f.decide()
+}
+
+// decide ends a trial. The caller holds mu.
+func (f *pinFile) decide() {
+	f.trial.forget()
+	f.out, f.lapse = false, 0
+}
+
+func (f *pinFile) undecided() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.out = false
+	if f.lapse == 0 {
+		f.trial.forget()
+	}
+}
+
+// lost says that whoever has a PIN will not tell any more what became of it.
+func (f *pinFile) lost() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lose()
+}
+
+// lose is lost for the holder of mu.
+func (f *pinFile) lose() {
+	if f.out {
+		f.out = false
+		f.lapse++
+	}
+}
+
+// taken counts the PINs that were given out.
+func (f *pinFile) taken() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.given
+}
+
+// pinMemory remembers one PIN, as a salted hash, such as the last one that was
+// refused, so that it is not sent a second time. The zero value remembers
+// nothing. It is guarded by its owner.
 type pinMemory struct {
 	set  bool
 	salt [16]byte
@@ -79,7 +220,7 @@ func (m *pinMemory) refuse(p *pin, why error) {
 
 func (m *pinMemory) forget() { *m = pinMemory{} }
 
-// knows reports whether p is the PIN that was refused.
+// knows reports whether p is the PIN that is remembered.
 func (m *pinMemory) knows(p *pin) bool { return m.set && m.hash(p) == m.sum }
 
 func (m *pinMemory) hash(p *pin) [sha256.Size]byte {

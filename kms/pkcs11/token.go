@@ -22,7 +22,9 @@ var errClosed = errors.New("the backend is closed")
 var errStarting = errors.New("the token is being logged in to for the first time")
 
 // tokenKey is how the configuration names a token.
-type tokenKey struct{ module, label, serial string }
+// Tokens of one module that was initialized with different texts, in different
+// processes, may have the same label and serial number (those of NSS have).
+type tokenKey struct{ module, reserved, label, serial string }
 
 // token is one token of one module, with all that brings it up and keeps it
 // up. The backends of a process that name the same token share it. It
@@ -57,8 +59,8 @@ type token struct {
 	crew                            crew          // runs calls with a session of a pool
 	makeTurn                        chan struct{} // capacity 1: one key is generated at a time
 
-	loginTurn chan struct{} // capacity 1: guards pins
-	pins      pinMemory
+	loginTurn chan struct{} // capacity 1: guards the turn from pins.take to what became of it
+	pins      pinSource
 
 	logins, renewals, restarts atomic.Uint64 // for Stats
 	waits                      waits         // for Stats
@@ -73,7 +75,7 @@ type attempt struct {
 // open returns the token that cfg names, which is one and the same for all
 // backends that name it alike. It tries nothing before it is used.
 func (r *Modules) open(cfg Config) (*token, error) {
-	key := tokenKey{cfg.Module, cfg.Token, cfg.Serial}
+	key := tokenKey{cfg.Module, cfg.InitReserved, cfg.Token, cfg.Serial}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.agrees(cfg) {
@@ -91,7 +93,7 @@ func (r *Modules) open(cfg Config) (*token, error) {
 		cfg: cfg, modules: r, refs: 1, ctx: ctx, cancel: cancel,
 		reason: errStarting, since: time.Now(),
 		wake: make(chan struct{}, 1), makeTurn: make(chan struct{}, 1),
-		loginTurn: make(chan struct{}, 1), faults: map[string]uint64{},
+		loginTurn: make(chan struct{}, 1), pins: cfg.pinSource(), faults: map[string]uint64{},
 	}
 	r.tokens[key] = t
 	t.wg.Go(t.watch)
@@ -279,18 +281,7 @@ func (t *token) connect(x *examination, lost bool) (*link, *problem) {
 // refusedStill reports that the PIN file has the content that was refused, so
 // that there will be no login whatever is done before it.
 func (t *token) refusedStill() bool {
-	select {
-	case t.loginTurn <- struct{}{}:
-		defer func() { <-t.loginTurn }()
-	default:
-		return false
-	}
-	p, err := readPIN(t.cfg.PINFile)
-	if err != nil {
-		return false
-	}
-	defer p.clear()
-	return t.pins.knows(p)
+	return t.pins.barred(t.ctx)
 }
 
 // restart initializes the module again.
@@ -548,7 +539,7 @@ func (t *token) close() error {
 	t.refs--
 	last := t.refs == 0
 	if last {
-		delete(t.modules.tokens, tokenKey{t.cfg.Module, t.cfg.Token, t.cfg.Serial})
+		delete(t.modules.tokens, tokenKey{t.cfg.Module, t.cfg.InitReserved, t.cfg.Token, t.cfg.Serial})
 	}
 	t.modules.mu.Unlock()
 	if !last {
