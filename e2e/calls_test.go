@@ -198,7 +198,7 @@ var codeOf = map[string]codes.Code{
 	"ISSUER_UNKNOWN": codes.NotFound, "CLIENT_NOT_REGISTERED": codes.NotFound,
 	"CLIENT_ALREADY_REGISTERED": codes.AlreadyExists,
 	"CLAIMS_INVALID":            codes.InvalidArgument, "KEY_REJECTED": codes.InvalidArgument, "URI_REJECTED": codes.InvalidArgument, "ALGORITHM_NOT_ALLOWED": codes.InvalidArgument,
-	"CLIENT_KEY_UNUSABLE": codes.FailedPrecondition, "CLIENT_KEYS_EXPIRED": codes.FailedPrecondition, "ENCRYPTION_REQUIRED": codes.FailedPrecondition, "KEY_SOURCE_NOT_REFRESHABLE": codes.FailedPrecondition,
+	"CLIENT_KEY_UNUSABLE": codes.FailedPrecondition, "CLIENT_KEYS_EXPIRED": codes.FailedPrecondition, "ENCRYPTION_REQUIRED": codes.FailedPrecondition, "KEY_SOURCE_NOT_REFRESHABLE": codes.FailedPrecondition, "NO_NEXT_SIGNING_KEY": codes.FailedPrecondition,
 	"CLIENT_KEYS_UNAVAILABLE": codes.Unavailable, "SIGNING_KEY_UNAVAILABLE": codes.Unavailable, "REGISTRY_UNAVAILABLE": codes.Unavailable, "AUDIT_UNAVAILABLE": codes.Unavailable,
 	"REFRESH_LIMITED":   codes.ResourceExhausted,
 	"REVISION_MISMATCH": codes.Aborted,

@@ -24,7 +24,8 @@ type PublicKeys interface {
 // with how long they may be cached. It serves nothing else, and needs no HSM.
 //
 // A set that the store could not authenticate yet may be cached by nobody: if
-// it is forged, it has to end when the store can tell.
+// it is forged, it has to end when the store can tell. Nor may one that was last
+// read from the store so long ago that keys may have changed since.
 func JWKSHandler(issuers *issuer.Directory, keys PublicKeys, maxAge func(issuer string) time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /jwks/{issuer}", func(w http.ResponseWriter, r *http.Request) {
@@ -43,7 +44,7 @@ func JWKSHandler(issuers *issuer.Directory, keys PublicKeys, maxAge func(issuer 
 		}
 		h := w.Header()
 		h.Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(maxAge(found.Name()).Seconds())))
-		if set.Unverified {
+		if set.Unverified || set.Stale {
 			h.Set("Cache-Control", "no-store")
 		}
 		h.Set("Content-Type", "application/jwk-set+json")

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
@@ -47,6 +48,9 @@ func (noKeys) JWKS(string) ([]byte, string, time.Time, error) {
 }
 func (noKeys) List(string) ([]keyring.KeyInfo, error) { return nil, nil }
 func (noKeys) Healthy(string) (bool, string)          { return false, "no key" }
+func (noKeys) Rotate(context.Context, string, kms.Algorithm, bool) (keyring.Rotated, error) {
+	return keyring.Rotated{}, keyring.ErrNoKey
+}
 
 type auditor struct {
 	mu     sync.Mutex // guards events

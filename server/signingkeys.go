@@ -3,10 +3,13 @@ package server
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
+	"slices"
 	"time"
 
+	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/signer/keyring"
@@ -16,6 +19,7 @@ import (
 type SigningKeys interface {
 	JWKS(issuer string) (doc []byte, etag string, asOf time.Time, err error)
 	List(issuer string) ([]keyring.KeyInfo, error)
+	Rotate(ctx context.Context, issuer string, alg kms.Algorithm, emergency bool) (keyring.Rotated, error)
 	Healthy(issuer string) (ok bool, reason string)
 }
 
@@ -85,11 +89,77 @@ func signingKey(issuerName string, k keyring.KeyInfo) *bullav1.SigningKey {
 	for _, l := range k.Locations {
 		key.Backends = append(key.Backends, l.Backend)
 	}
+	for _, p := range k.Places {
+		if !p.Open || p.Problem != "" {
+			key.UnavailableBackends = append(key.UnavailableBackends, p.Location.Backend)
+		}
+	}
 	return key
 }
 
-func (s *signingKeyService) RotateSigningKey(context.Context, *bullav1.RotateSigningKeyRequest) (*bullav1.RotateSigningKeyResponse, error) {
-	return nil, fmt.Errorf("%w: RotateSigningKey", errUnimplemented)
+// RotateSigningKey is put on record when the change is: a schedule would have
+// made it too, and nobody is asked then.
+func (s *signingKeyService) RotateSigningKey(ctx context.Context, req *bullav1.RotateSigningKeyRequest) (*bullav1.RotateSigningKeyResponse, error) {
+	e, err := s.gate.enter(ctx, req.GetIssuer(), "", false)
+	if err != nil {
+		return nil, err
+	}
+	alg := kms.Algorithm(req.GetAlgorithm())
+	if alg.Known() {
+		e.event.SigningAlgorithm = string(alg)
+	}
+	if err := e.allow(ctx, authz.RotateSigningKeys); err != nil {
+		return nil, err
+	}
+	var c checker
+	if !alg.Known() {
+		c.wrong("algorithm", "is one of %v: that of the key to change", kms.Algorithms())
+	}
+	if err := c.err(); err != nil {
+		return nil, err
+	}
+	name := e.issuer.Name()
+	event := e.event
+	if req.GetEmergency() {
+		event.Settings = "emergency"
+	}
+	event.OldThumbprint = s.signing(name, alg)
+	rotated, err := s.keys.Rotate(ctx, name, alg, req.GetEmergency())
+	if err != nil {
+		event.Outcome, event.Reason = audit.Failed, Reason(err)
+		return nil, errors.Join(err, e.auditor.Record(ctx, event))
+	}
+	res := &bullav1.RotateSigningKeyResponse{Breaks: rotated.Breaks}
+	for _, k := range rotated.Keys {
+		res.SigningKeys = append(res.SigningKeys, signingKey(name, k))
+	}
+	event.Outcome, event.NewThumbprint = audit.Changed, latest(rotated.Keys)
+	if err := e.auditor.Record(ctx, event); err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+// signing is the kid of the key that signs, "none" if there is none.
+func (s *signingKeyService) signing(issuerName string, alg kms.Algorithm) string {
+	list, err := s.keys.List(issuerName)
+	if err != nil {
+		return "none"
+	}
+	list = slices.DeleteFunc(list, func(k keyring.KeyInfo) bool { return k.Algorithm != alg || k.State != keyring.Active })
+	return latest(list)
+}
+
+// latest is the kid of the key that signs when all switches have been made.
+func latest(list []keyring.KeyInfo) string {
+	kid := "none"
+	var since time.Time
+	for _, k := range list {
+		if !k.ActivateAt.IsZero() && !k.ActivateAt.Before(since) && k.State != keyring.Retired {
+			kid, since = k.KeyID, k.ActivateAt
+		}
+	}
+	return kid
 }
 
 // metadataPrefixes are those of the members that list what an issuer can do for

@@ -99,6 +99,8 @@ var table = []row{
 	{audit.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_AUDIT_UNAVAILABLE,
 		"the audit log cannot be written, so nothing is issued: try again later"},
 
+	{keyring.ErrNoNext, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_NO_NEXT_SIGNING_KEY,
+		"there is no key to change to: list a new one in the configuration and restart, or let Bulla make them (rotation: {create: auto})"},
 	{keyring.ErrNoKey, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
 	{keyring.ErrIssuerUnknown, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_ISSUER_UNKNOWN, ""},
 	{keyring.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE,

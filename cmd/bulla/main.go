@@ -49,6 +49,7 @@ func rootCommand() *cobra.Command {
 		keyCommand(),
 		datakeyCommand(),
 		tokenCommand(),
+		workerCommandLine(),
 	)
 	return root
 }

@@ -190,6 +190,14 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	for _, part := range []func(context.Context) error{keys.Run, cache.Run, api.Run, hangup.run} {
 		group.Go(func() error { return part(background) })
 	}
+	group.Go(func() error {
+		select {
+		case err := <-backends.stuck:
+			return err
+		case <-background.Done():
+			return nil
+		}
+	})
 	group.Go(func() error { return api.Serve(listeners[0]) })
 	group.Go(func() error { return web.Serve(listeners[1]) })
 	group.Go(func() error { return ops.Serve(listeners[2]) })

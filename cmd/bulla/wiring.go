@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/fetch"
@@ -21,10 +22,8 @@ import (
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/server/issuer"
-	"github.com/bulla-project/bulla/server/telemetry"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
-	"github.com/bulla-project/bulla/store/bolt"
 )
 
 // The functions below turn the configuration into that of each part.
@@ -39,12 +38,16 @@ func auditConfig(cfg *config.Config, log *slog.Logger) audit.Config {
 type backends struct {
 	byName map[string]kms.Backend
 	tokens map[string]*pkcs11.Backend // those of byName that are PKCS#11
+
+	// stuck receives why the process has to end: a module that hangs, and that
+	// the configuration wants to be rid of in this way.
+	stuck chan error
 }
 
 // openBackends opens the configured backends, or those of some names only.
 // Those that are down now do not fail it.
 func openBackends(ctx context.Context, cfg *config.Config, names map[string]bool, log *slog.Logger) (*backends, error) {
-	b := &backends{byName: make(map[string]kms.Backend), tokens: make(map[string]*pkcs11.Backend)}
+	b := &backends{byName: make(map[string]kms.Backend), tokens: make(map[string]*pkcs11.Backend), stuck: make(chan error, 1)}
 	modules := pkcs11.NewModules()
 	for name, c := range cfg.Backends {
 		if names != nil && !names[name] {
@@ -62,7 +65,16 @@ func openBackends(ctx context.Context, cfg *config.Config, names map[string]bool
 func (b *backends) open(ctx context.Context, name string, c config.Backend, modules *pkcs11.Modules, log *slog.Logger) (kms.Backend, error) {
 	switch {
 	case c.PKCS11 != nil:
-		token, err := pkcs11.New(ctx, pkcs11Config(c.PKCS11, modules, log))
+		pc := pkcs11Config(c.PKCS11, modules, log)
+		if c.PKCS11.ExitOnStuck {
+			pc.OnStuck = func(err error) {
+				select {
+				case b.stuck <- fmt.Errorf("backend %s: %w; ending, as exit_on_stuck says", name, err):
+				default: // another backend was first
+				}
+			}
+		}
+		token, err := pkcs11.New(ctx, pc)
 		if err != nil {
 			return nil, err
 		}
@@ -76,10 +88,14 @@ func (b *backends) open(ctx context.Context, name string, c config.Backend, modu
 }
 
 func pkcs11Config(c *config.PKCS11, modules *pkcs11.Modules, log *slog.Logger) pkcs11.Config {
-	return pkcs11.Config{
-		Module: c.Module, Token: c.Token, Serial: c.Serial, PINFile: c.PINFile,
-		InsistOnLogin: c.InsistOnLogin, Sessions: c.Sessions, InitReserved: c.InitReserved, Modules: modules, Logger: log,
+	pc := pkcs11.Config{
+		Module: c.Module, InitReserved: c.InitReserved, Token: c.Token, Serial: c.Serial, PINFile: c.PINFile,
+		InsistOnLogin: c.InsistOnLogin, Sessions: c.Sessions, Modules: modules, Logger: log,
 	}
+	if c.Isolation == config.IsolationProcess {
+		pc.Worker = workerCommand()
+	}
+	return pc
 }
 
 func (b *backends) Close() error {
@@ -97,7 +113,9 @@ func newIssuers(cfg *config.Config) (*issuer.Directory, error) {
 	for _, c := range cfg.Issuers {
 		var algorithms []kms.Algorithm
 		for _, k := range c.SigningKeys {
-			algorithms = append(algorithms, k.Algorithm)
+			if !slices.Contains(algorithms, k.Algorithm) {
+				algorithms = append(algorithms, k.Algorithm)
+			}
 		}
 		i, err := issuer.New(issuer.Config{
 			Name:    c.Name,
@@ -122,9 +140,12 @@ func newPolicy(cfg *config.Config) (*authz.Policy, error) {
 }
 
 func keyringConfig(cfg *config.Config, store keyring.Store, backends map[string]kms.Backend, log *slog.Logger) keyring.Config {
-	c := keyring.Config{Store: store, Backends: backends, Logger: log}
+	c := keyring.Config{Store: store, Backends: backends, MaxLag: cfg.Store.MaxLag, Logger: log}
 	for _, i := range cfg.Issuers {
-		one := keyring.Issuer{Name: i.Name, DefaultAlgorithm: i.DefaultSigningAlgorithm}
+		one := keyring.Issuer{
+			Name: i.Name, DefaultAlgorithm: i.DefaultSigningAlgorithm, JWKSMaxAge: i.JWKSMaxAge, MaxLifetime: i.MaxLifetime,
+			Rotation: keyring.Rotation{Every: i.Rotation.Every, Create: i.Rotation.Create == config.CreateAuto},
+		}
 		for _, k := range i.SigningKeys {
 			key := keyring.Key{Algorithm: k.Algorithm, SkipVerify: !k.Verify}
 			for _, ref := range k.Keys {
@@ -162,47 +183,6 @@ func loadTLS(cfg *config.Config) (api, web *tls.Config, err error) {
 // jwksMaxAge finds how long verifiers may keep an issuer's keys.
 func jwksMaxAge(cfg *config.Config) func(issuer string) time.Duration {
 	return ofIssuer(cfg, func(i config.Issuer) time.Duration { return i.JWKSMaxAge })
-}
-
-// registerStats adds what the parts count of themselves to the metrics.
-func registerStats(m *telemetry.Metrics, b *backends, store *bolt.Store, cache *keycache.Cache, log *audit.Log, issuers *issuer.Directory, keys *keyring.Keyring) error {
-	var all error
-	gauge := func(name, help string, labels map[string]string, value func() float64) {
-		all = errors.Join(all, m.Gauge(name, help, labels, value))
-	}
-	counter := func(name, help string, labels map[string]string, value func() float64) {
-		all = errors.Join(all, m.Counter(name, help, labels, value))
-	}
-	for name, token := range b.tokens {
-		backend := map[string]string{"backend": name}
-		gauge("bulla_pkcs11_up", "1 while the token can be used.", backend, func() float64 { return boolean(token.Stats().Up) })
-		gauge("bulla_pkcs11_sessions_limit", "Sessions that may sign at once.", backend, func() float64 { return float64(token.Stats().Limit) })
-		gauge("bulla_pkcs11_sessions_open", "Sessions of the pool that are open.", backend, func() float64 { return float64(token.Stats().Open) })
-		gauge("bulla_pkcs11_sessions_in_use", "Sessions that sign now.", backend, func() float64 { return float64(token.Stats().InUse) })
-		gauge("bulla_pkcs11_waiting", "Signatures that wait for a session.", backend, func() float64 { return float64(token.Stats().Waiting) })
-		counter("bulla_pkcs11_logins_total", "Logins, good or bad.", backend, func() float64 { return float64(token.Stats().Logins) })
-		counter("bulla_pkcs11_renewals_total", "Signatures made once more on a new session.", backend, func() float64 { return float64(token.Stats().Renewals) })
-		counter("bulla_pkcs11_restarts_total", "Times the module was initialized again.", backend, func() float64 { return float64(token.Stats().Restarts) })
-	}
-	for _, i := range issuers.All() {
-		gauge("bulla_issuer_signs", "1 while the issuer's default key signs.", map[string]string{"issuer": i.Name()}, func() float64 {
-			ok, _ := keys.Healthy(i.Name())
-			return boolean(ok)
-		})
-	}
-	gauge("bulla_clients_in_memory", "Clients kept ready.", nil, func() float64 { return float64(cache.Stats().Clients) })
-	gauge("bulla_key_sets_in_memory", "Fetched key sets kept ready.", nil, func() float64 { return float64(cache.Stats().KeySets) })
-	counter("bulla_store_tampered_rows_total", "Stored records that failed their authentication: somebody changed the store.", nil, func() float64 { return float64(store.Tampered()) })
-	counter("bulla_audit_records_total", "Audit lines written.", nil, func() float64 { return float64(log.Stats().Records) })
-	counter("bulla_audit_failures_total", "Audit lines that could not be written.", nil, func() float64 { return float64(log.Stats().Failures) })
-	return all
-}
-
-func boolean(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // longestRSA is the largest bound of any issuer: key sets are shared.

@@ -132,7 +132,7 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 		Backends: map[string]Backend{
 			"hsm": {PKCS11: &PKCS11{
 				Module: "/usr/lib/softhsm/libsofthsm2.so", Token: "bulla", Serial: "0123456789abcdef", PINFile: in(t, "pin"),
-				InsistOnLogin: true, Sessions: 12, Isolation: "none",
+				InsistOnLogin: true, Sessions: 12, Isolation: "process", InitReserved: "configdir=x",
 			}},
 			"aws": {AWSKMS: &AWSKMS{Region: "eu-west-1", Endpoint: "http://127.0.0.1:5000", Rate: 100}},
 		},
@@ -164,14 +164,14 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 					{Algorithm: kms.ES256, Locations: []string{"hsm:object=login-es256", uri}, Verify: true, Keys: []KeyRef{{"hsm", "object=login-es256"}, {"hsm", uri}}},
 					{Algorithm: kms.RS256, Locations: []string{"aws:" + arn}, Keys: []KeyRef{{"aws", arn}}},
 				},
-				Rotation: Rotation{Create: "never"},
+				Rotation: Rotation{Every: 30 * 24 * time.Hour, Create: "never"},
 			},
 			{
 				Name: "bank", Iss: "https://bank.example.com/tenant", Profile: "fapi", DefaultSigningAlgorithm: kms.PS256,
 				DefaultLifetime: 5 * time.Minute, MaxLifetime: time.Hour, JWKSMaxAge: 10 * time.Minute,
 				Policy:      Policy{MinRSABits: 2048, MaxRSABits: 4096},
 				SigningKeys: []SigningKey{{Algorithm: kms.PS256, Locations: []string{"hsm:id=%01%02"}, Verify: true, Keys: []KeyRef{{"hsm", "id=%01%02"}}}},
-				Rotation:    Rotation{Create: "never"},
+				Rotation:    Rotation{Create: "auto"},
 			},
 		},
 	})

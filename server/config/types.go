@@ -159,13 +159,24 @@ type PKCS11 struct {
 	// Sessions is the number of signatures in flight, 0 to 4096. Default: 0,
 	// which is two for each core.
 	Sessions int `yaml:"sessions"`
+	// Isolation is IsolationNone, where the module runs in the process of the
+	// service, or IsolationProcess, where it runs in one of its own, which is
+	// started anew when the module crashes or hangs. Default: IsolationNone.
+	Isolation string `yaml:"isolation"`
+	// ExitOnStuck ends the service, for its supervisor to start it anew, when a
+	// call is stuck in a module that runs in its process and the token cannot
+	// be brought back without that. Default: false.
+	ExitOnStuck bool `yaml:"exit_on_stuck"`
 	// InitReserved is given to the module when it is initialized, for the few
 	// that need parameters, such as NSS softokn. Default: "".
 	InitReserved string `yaml:"init_reserved"`
-	// Isolation is "none": the module runs in the process of the service.
-	// Default: none.
-	Isolation string `yaml:"isolation"`
 }
+
+// Where a PKCS#11 module runs.
+const (
+	IsolationNone    = "none"
+	IsolationProcess = "process"
+)
 
 // AWSKMS is AWS Key Management Service in one region.
 type AWSKMS struct {
@@ -286,7 +297,9 @@ type Issuer struct {
 	JWKSMaxAge time.Duration `yaml:"jwks_max_age"`
 	// Policy says which algorithms may be used.
 	Policy Policy `yaml:"policy"`
-	// SigningKeys are the keys, one entry an algorithm. Required.
+	// SigningKeys are the keys. Of several with one algorithm the first signs
+	// to begin with, and the others wait to take its place (see Rotation).
+	// Required.
 	SigningKeys []SigningKey `yaml:"signing_keys"`
 	// Rotation says how signing keys are replaced.
 	Rotation Rotation `yaml:"rotation"`
@@ -329,11 +342,20 @@ type SigningKey struct {
 
 // Rotation says how signing keys are replaced.
 type Rotation struct {
-	// Every is 0: keys are not replaced by themselves.
+	// Every is how long a key signs before the next takes its place, 0 for
+	// until somebody asks for a new one. Default: 0.
 	Every time.Duration `yaml:"every"`
-	// Create is "never": new keys are made by the operator. Default: never.
+	// Create is CreateNever, where the operator makes new keys and lists them,
+	// or CreateAuto, where they are made in the backend of the key before.
+	// Default: CreateNever.
 	Create string `yaml:"create"`
 }
+
+// Who makes new signing keys.
+const (
+	CreateNever = "never"
+	CreateAuto  = "auto"
+)
 
 // Plaintext reports whether gRPC is served without TLS, to the one caller
 // authz.DevelopmentCaller.
@@ -358,7 +380,7 @@ func (a *Audit) setDefaults() {
 	a.Path, a.Sync, a.OnFailure = "audit.log", SyncGroup, OnFailureDeny
 }
 
-func (p *PKCS11) setDefaults() { p.Isolation = "none" }
+func (p *PKCS11) setDefaults() { p.Isolation = IsolationNone }
 func (a *AWSKMS) setDefaults() { a.Rate = 300 }
 
 func (f *Fetch) setDefaults() {
@@ -375,7 +397,7 @@ func (i *Issuer) setDefaults() {
 
 func (p *Policy) setDefaults()     { p.MinRSABits, p.MaxRSABits = 2048, 4096 }
 func (k *SigningKey) setDefaults() { k.Verify = true }
-func (r *Rotation) setDefaults()   { r.Create = "never" }
+func (r *Rotation) setDefaults()   { r.Create = CreateNever }
 
 func (Store) later() map[string]string {
 	return map[string]string{"postgres": "remove it and use bolt, with one replica"}

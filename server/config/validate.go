@@ -229,10 +229,12 @@ func (v *validator) pkcs11(path string, p *PKCS11) {
 	if p.Sessions < 0 || p.Sessions > 4096 {
 		v.add(join(path, "sessions"), fmt.Sprintf("%d sessions cannot be", p.Sessions), "write 0 for the default, or 1 to 4096")
 	}
-	if p.Isolation == "process" {
-		v.add(join(path, "isolation"), "this version cannot do this", "write isolation: none")
-	} else {
-		v.oneOf(join(path, "isolation"), p.Isolation, "none")
+	v.oneOf(join(path, "isolation"), p.Isolation, IsolationNone, IsolationProcess)
+	if p.ExitOnStuck && p.Isolation == IsolationProcess {
+		v.add(join(path, "exit_on_stuck"), "a module in a process of its own never takes the service with it", "remove it: a stuck process is replaced anyway")
+	}
+	if len(p.InitReserved) > 4096 {
+		v.add(join(path, "init_reserved"), "it has more than 4096 bytes", "write what the module's own manual asks for")
 	}
 }
 
@@ -402,7 +404,7 @@ func (v *validator) issuers() {
 		v.lifetimes(path, is)
 		v.policy(join(path, "policy"), is)
 		v.signingKeys(path, is)
-		v.rotation(join(path, "rotation"), is.Rotation)
+		v.rotation(path, is)
 	}
 }
 
@@ -545,21 +547,20 @@ func (v *validator) signingKeys(path string, is *Issuer) {
 		v.add(keys, "the issuer has no signing key", `add one, such as {algorithm: ES256, keys: ["hsm:object=login-es256"]}`)
 		return
 	}
-	first := make(map[kms.Algorithm]int)
 	var algorithms []kms.Algorithm
+	wrong := false
 	for i := range is.SigningKeys {
 		k, at := &is.SigningKeys[i], index(keys, i)
 		v.locations(at, k)
 		alg := join(at, "algorithm")
 		if !v.required(alg, string(k.Algorithm), "write the JWS algorithm of the key, such as ES256") ||
 			!v.signing(alg, k.Algorithm) {
+			wrong = true
 			continue
 		}
-		if j, ok := first[k.Algorithm]; ok {
-			v.add(alg, fmt.Sprintf("%s has this algorithm too", index(keys, j)), "keep one entry for an algorithm; further locations of the same key pair go into its keys")
-			continue
+		if slices.Contains(algorithms, k.Algorithm) {
+			continue // a key to change to; what is wrong with its algorithm has been said
 		}
-		first[k.Algorithm] = i
 		algorithms = append(algorithms, k.Algorithm)
 		switch {
 		case is.Profile == ProfileFAPI && !k.Algorithm.AllowedInFAPI():
@@ -568,17 +569,18 @@ func (v *validator) signingKeys(path string, is *Issuer) {
 			v.add(alg, "policy.signing does not list this algorithm, so that the key could never sign", "add it there, or remove the key")
 		}
 	}
-	v.defaultAlgorithm(path, is, algorithms)
+	v.defaultAlgorithm(path, is, algorithms, wrong)
 }
 
-// defaultAlgorithm checks the issuer's, or chooses it.
-func (v *validator) defaultAlgorithm(path string, is *Issuer, have []kms.Algorithm) {
+// defaultAlgorithm checks the issuer's, or chooses it of those that it has keys
+// for. wrong says that a key's algorithm is none.
+func (v *validator) defaultAlgorithm(path string, is *Issuer, have []kms.Algorithm, wrong bool) {
 	at := join(path, "default_signing_algorithm")
 	switch a := is.DefaultSigningAlgorithm; {
 	case a != "" && !a.Known():
 		v.signing(at, a)
-	case len(have) < len(is.SigningKeys):
-		// A key's algorithm is wrong: until it is right nothing can be said.
+	case wrong:
+		// Until it is right nothing can be said.
 	case a != "" && !slices.Contains(have, a):
 		v.add(at, fmt.Sprintf("the issuer has no signing key for %s", quote(string(a))), "add one, or use one of: "+strings.Join(texts(have), ", "))
 	case a != "":
@@ -616,12 +618,14 @@ func backendPart(text string) string {
 	return clean(name)
 }
 
-// keysAreBoundOnce notes locations that stand under two algorithms: a key pair
-// is used with one only.
+// keysAreBoundOnce notes locations that stand under two algorithms, as a key
+// pair is used with one only, and those that stand twice among an issuer's keys
+// of one.
 func (v *validator) keysAreBoundOnce() {
 	type use struct {
-		path string
-		alg  kms.Algorithm
+		path        string
+		issuer, key int
+		alg         kms.Algorithm
 	}
 	first := make(map[KeyRef]use)
 	for i, is := range v.c.Issuers {
@@ -634,10 +638,13 @@ func (v *validator) keysAreBoundOnce() {
 				if v.wraps(ref) {
 					v.add(path, "this is the wrapping key", "use a key pair that does nothing but sign tokens")
 				}
-				if u, ok := first[ref]; !ok {
-					first[ref] = use{path, k.Algorithm}
-				} else if u.alg != k.Algorithm {
+				switch u, ok := first[ref]; {
+				case !ok:
+					first[ref] = use{path, i, j, k.Algorithm}
+				case u.alg != k.Algorithm:
 					v.add(path, fmt.Sprintf("%s uses this key with %s", u.path, quote(string(u.alg))), "use a key pair with one algorithm only; make another for this one")
+				case u.issuer == i && u.key != j:
+					v.add(path, u.path+" is this key too", "list each key once; a key to change to has a location of its own")
 				}
 			}
 		}
@@ -662,14 +669,31 @@ func (v *validator) wraps(ref KeyRef) bool {
 	return false
 }
 
-func (v *validator) rotation(path string, r Rotation) {
-	if r.Every != 0 {
-		v.add(join(path, "every"), "this version cannot rotate keys by itself", "write every: 0, or remove the line")
+// clockSkew is what the clocks of replicas and verifiers may differ by.
+const clockSkew = time.Minute
+
+// rotation checks how an issuer's keys are replaced.
+func (v *validator) rotation(path string, is *Issuer) {
+	r := is.Rotation
+	every, create := join(join(path, "rotation"), "every"), join(join(path, "rotation"), "create")
+	// A key is published this long before it signs (see package keyring), and
+	// only one change is under way at a time.
+	lead := is.JWKSMaxAge + 2*v.c.Store.MaxLag + clockSkew
+	switch {
+	case r.Every < 0:
+		v.add(every, "it is negative", "write 0 for no schedule, or a duration such as 720h")
+	case r.Every > 0 && r.Every < 2*lead:
+		v.add(every, fmt.Sprintf("with jwks_max_age %v and store.max_lag %v a key is published %v before it signs, and two changes have to fit", is.JWKSMaxAge, v.c.Store.MaxLag, lead),
+			fmt.Sprintf("write %v or more", 2*lead))
 	}
-	if r.Create == "auto" {
-		v.add(join(path, "create"), "this version cannot create keys", "write create: never and make keys with your HSM's tools")
-	} else {
-		v.oneOf(join(path, "create"), r.Create, "never")
+	if !v.oneOf(create, r.Create, CreateNever, CreateAuto) || r.Create != CreateAuto {
+		return
+	}
+	for i, k := range is.SigningKeys {
+		if len(k.Locations) > 1 {
+			v.add(index(join(path, "signing_keys"), i), "a key in several places cannot be made by Bulla: its private half leaves no place",
+				"write create: never and list each new key with all its places, or leave one place")
+		}
 	}
 }
 

@@ -83,6 +83,10 @@ const (
 	// INTERNAL. The signing backend returned a signature that does not verify.
 	// It was not released.
 	ErrorReason_ERROR_REASON_SIGNING_FAULT ErrorReason = 24
+	// FAILED_PRECONDITION. There is no key to change to: the issuer makes none
+	// itself (rotation.create is never) and the configuration lists none that
+	// waits.
+	ErrorReason_ERROR_REASON_NO_NEXT_SIGNING_KEY ErrorReason = 25
 )
 
 // Enum value maps for ErrorReason.
@@ -113,6 +117,7 @@ var (
 		22: "ERROR_REASON_CALLER_NOT_ALLOWED",
 		23: "ERROR_REASON_CLAIMS_NOT_ALLOWED",
 		24: "ERROR_REASON_SIGNING_FAULT",
+		25: "ERROR_REASON_NO_NEXT_SIGNING_KEY",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                0,
@@ -140,6 +145,7 @@ var (
 		"ERROR_REASON_CALLER_NOT_ALLOWED":         22,
 		"ERROR_REASON_CLAIMS_NOT_ALLOWED":         23,
 		"ERROR_REASON_SIGNING_FAULT":              24,
+		"ERROR_REASON_NO_NEXT_SIGNING_KEY":        25,
 	}
 )
 
@@ -174,7 +180,7 @@ var File_bulla_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1bbulla/v1/error_reason.proto\x12\bbulla.v1*\x98\a\n" +
+	"\x1bbulla/v1/error_reason.proto\x12\bbulla.v1*\xbe\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_ISSUER_UNKNOWN\x10\x01\x12&\n" +
@@ -201,7 +207,8 @@ const file_bulla_v1_error_reason_proto_rawDesc = "" +
 	"\x1bERROR_REASON_CALLER_UNKNOWN\x10\x15\x12#\n" +
 	"\x1fERROR_REASON_CALLER_NOT_ALLOWED\x10\x16\x12#\n" +
 	"\x1fERROR_REASON_CLAIMS_NOT_ALLOWED\x10\x17\x12\x1e\n" +
-	"\x1aERROR_REASON_SIGNING_FAULT\x10\x18B7Z5github.com/bulla-project/bulla/proto/bulla/v1;bullav1b\x06proto3"
+	"\x1aERROR_REASON_SIGNING_FAULT\x10\x18\x12$\n" +
+	" ERROR_REASON_NO_NEXT_SIGNING_KEY\x10\x19B7Z5github.com/bulla-project/bulla/proto/bulla/v1;bullav1b\x06proto3"
 
 var (
 	file_bulla_v1_error_reason_proto_rawDescOnce sync.Once

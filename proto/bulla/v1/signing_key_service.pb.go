@@ -109,9 +109,12 @@ type SigningKey struct {
 	// From when it no longer signs.
 	RetireAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=retire_at,json=retireAt,proto3" json:"retire_at,omitempty"`
 	// From when it is no longer published.
-	RemoveAt      *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=remove_at,json=removeAt,proto3" json:"remove_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RemoveAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=remove_at,json=removeAt,proto3" json:"remove_at,omitempty"`
+	// Those of backends where the key does not sign at the moment. While others
+	// are left, the key is available.
+	UnavailableBackends []string `protobuf:"bytes,13,rep,name=unavailable_backends,json=unavailableBackends,proto3" json:"unavailable_backends,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *SigningKey) Reset() {
@@ -224,6 +227,13 @@ func (x *SigningKey) GetRetireAt() *timestamppb.Timestamp {
 func (x *SigningKey) GetRemoveAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.RemoveAt
+	}
+	return nil
+}
+
+func (x *SigningKey) GetUnavailableBackends() []string {
+	if x != nil {
+		return x.UnavailableBackends
 	}
 	return nil
 }
@@ -428,8 +438,10 @@ type RotateSigningKeyRequest struct {
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The algorithm whose key is changed.
 	Algorithm string `protobuf:"bytes,2,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	// Skips the waiting. Verifiers that cached the JWK Set refuse tokens until
-	// they fetch it again.
+	// Skips the waiting, for a key that is feared to be stolen: the new key signs
+	// at once, and the old one leaves the JWK Set. Verifiers that cached the set
+	// refuse new tokens until they fetch it again, and refuse old ones from then
+	// on.
 	Emergency     bool `protobuf:"varint,3,opt,name=emergency,proto3" json:"emergency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -490,7 +502,10 @@ func (x *RotateSigningKeyRequest) GetEmergency() bool {
 type RotateSigningKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The keys of that algorithm.
-	SigningKeys   []*SigningKey `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	SigningKeys []*SigningKey `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	// What the change breaks, and for how long, in words for people. Empty
+	// without emergency.
+	Breaks        []string `protobuf:"bytes,2,rep,name=breaks,proto3" json:"breaks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -528,6 +543,13 @@ func (*RotateSigningKeyResponse) Descriptor() ([]byte, []int) {
 func (x *RotateSigningKeyResponse) GetSigningKeys() []*SigningKey {
 	if x != nil {
 		return x.SigningKeys
+	}
+	return nil
+}
+
+func (x *RotateSigningKeyResponse) GetBreaks() []string {
+	if x != nil {
+		return x.Breaks
 	}
 	return nil
 }
@@ -629,7 +651,7 @@ var File_bulla_v1_signing_key_service_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_signing_key_service_proto_rawDesc = "" +
 	"\n" +
-	"\"bulla/v1/signing_key_service.proto\x12\bbulla.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x03\n" +
+	"\"bulla/v1/signing_key_service.proto\x12\bbulla.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x04\n" +
 	"\n" +
 	"SigningKey\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x15\n" +
@@ -647,7 +669,8 @@ const file_bulla_v1_signing_key_service_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"activateAt\x127\n" +
 	"\tretire_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bretireAt\x127\n" +
-	"\tremove_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\bremoveAt\"(\n" +
+	"\tremove_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\bremoveAt\x121\n" +
+	"\x14unavailable_backends\x18\r \x03(\tR\x13unavailableBackends\"(\n" +
 	"\x0eGetJWKSRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"V\n" +
 	"\x0fGetJWKSResponse\x12\x12\n" +
@@ -660,9 +683,10 @@ const file_bulla_v1_signing_key_service_proto_rawDesc = "" +
 	"\x17RotateSigningKeyRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\talgorithm\x18\x02 \x01(\tR\talgorithm\x12\x1c\n" +
-	"\temergency\x18\x03 \x01(\bR\temergency\"S\n" +
+	"\temergency\x18\x03 \x01(\bR\temergency\"k\n" +
 	"\x18RotateSigningKeyResponse\x127\n" +
-	"\fsigning_keys\x18\x01 \x03(\v2\x14.bulla.v1.SigningKeyR\vsigningKeys\"4\n" +
+	"\fsigning_keys\x18\x01 \x03(\v2\x14.bulla.v1.SigningKeyR\vsigningKeys\x12\x16\n" +
+	"\x06breaks\x18\x02 \x03(\tR\x06breaks\"4\n" +
 	"\x1aGetProviderMetadataRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"9\n" +
 	"\x1bGetProviderMetadataResponse\x12\x1a\n" +

@@ -35,7 +35,11 @@ type SigningKeyServiceClient interface {
 	GetJWKS(ctx context.Context, in *GetJWKSRequest, opts ...grpc.CallOption) (*GetJWKSResponse, error)
 	// ListSigningKeys returns an issuer's keys and their states.
 	ListSigningKeys(ctx context.Context, in *ListSigningKeysRequest, opts ...grpc.CallOption) (*ListSigningKeysResponse, error)
-	// RotateSigningKey starts the change to a new key.
+	// RotateSigningKey starts the change to a new key: the new key is published
+	// at once and signs when every verifier can know it. While a change is under
+	// way, another call without emergency changes nothing and shows it. Trying
+	// again after an answer was lost is safe without emergency; with it, look at
+	// the keys first.
 	RotateSigningKey(ctx context.Context, in *RotateSigningKeyRequest, opts ...grpc.CallOption) (*RotateSigningKeyResponse, error)
 	// GetProviderMetadata returns the members to merge into the issuer's
 	// openid-configuration: only what is really allowed.
@@ -100,7 +104,11 @@ type SigningKeyServiceServer interface {
 	GetJWKS(context.Context, *GetJWKSRequest) (*GetJWKSResponse, error)
 	// ListSigningKeys returns an issuer's keys and their states.
 	ListSigningKeys(context.Context, *ListSigningKeysRequest) (*ListSigningKeysResponse, error)
-	// RotateSigningKey starts the change to a new key.
+	// RotateSigningKey starts the change to a new key: the new key is published
+	// at once and signs when every verifier can know it. While a change is under
+	// way, another call without emergency changes nothing and shows it. Trying
+	// again after an answer was lost is safe without emergency; with it, look at
+	// the keys first.
 	RotateSigningKey(context.Context, *RotateSigningKeyRequest) (*RotateSigningKeyResponse, error)
 	// GetProviderMetadata returns the members to merge into the issuer's
 	// openid-configuration: only what is really allowed.

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/bulla-project/bulla/encrypter/keycache"
+	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/server/telemetry"
+	"github.com/bulla-project/bulla/signer/keyring"
+	"github.com/bulla-project/bulla/store/bolt"
+)
+
+// registerStats adds what the parts count of themselves to the metrics.
+func registerStats(m *telemetry.Metrics, b *backends, store *bolt.Store, cache *keycache.Cache, log *audit.Log, issuers *issuer.Directory, keys *keyring.Keyring) error {
+	var all error
+	gauge := func(name, help string, labels map[string]string, value func() float64) {
+		all = errors.Join(all, m.Gauge(name, help, labels, value))
+	}
+	counter := func(name, help string, labels map[string]string, value func() float64) {
+		all = errors.Join(all, m.Counter(name, help, labels, value))
+	}
+	for name, token := range b.tokens {
+		backend := map[string]string{"backend": name}
+		gauge("bulla_pkcs11_up", "1 while the token can be used.", backend, func() float64 { return boolean(token.Stats().Up) })
+		gauge("bulla_pkcs11_sessions_limit", "Sessions that may sign at once.", backend, func() float64 { return float64(token.Stats().Limit) })
+		gauge("bulla_pkcs11_sessions_open", "Sessions of the pool that are open.", backend, func() float64 { return float64(token.Stats().Open) })
+		gauge("bulla_pkcs11_sessions_in_use", "Sessions that sign now.", backend, func() float64 { return float64(token.Stats().InUse) })
+		gauge("bulla_pkcs11_waiting", "Signatures that wait for a session.", backend, func() float64 { return float64(token.Stats().Waiting) })
+		gauge("bulla_pkcs11_stuck", "Calls that have not come out of the module for seconds.", backend, func() float64 { return float64(token.Stats().Stuck) })
+		counter("bulla_pkcs11_waits_total", "Signatures that had to wait for a session.", backend, func() float64 { return float64(token.Stats().Waits) })
+		counter("bulla_pkcs11_wait_seconds_total", "Time that they waited, all together.", backend, func() float64 { return token.Stats().WaitSeconds })
+		counter("bulla_pkcs11_worker_restarts_total", "Times the module's process was started again.", backend, func() float64 { return float64(token.Stats().WorkerRestarts) })
+		counter("bulla_pkcs11_logins_total", "Logins, good or bad.", backend, func() float64 { return float64(token.Stats().Logins) })
+		counter("bulla_pkcs11_renewals_total", "Signatures made once more on a new session.", backend, func() float64 { return float64(token.Stats().Renewals) })
+		counter("bulla_pkcs11_restarts_total", "Times the module was initialized again.", backend, func() float64 { return float64(token.Stats().Restarts) })
+	}
+	for _, i := range issuers.All() {
+		gauge("bulla_signing_key_orphans", "Keys that were made for the issuer and that nobody needs: the log says what to do.", map[string]string{"issuer": i.Name()}, func() float64 {
+			orphans, _ := keys.Orphans(i.Name()) // of a configured issuer
+			return float64(len(orphans))
+		})
+		gauge("bulla_issuer_signs", "1 while the issuer's default key signs.", map[string]string{"issuer": i.Name()}, func() float64 {
+			ok, _ := keys.Healthy(i.Name())
+			return boolean(ok)
+		})
+	}
+	gauge("bulla_clients_in_memory", "Clients kept ready.", nil, func() float64 { return float64(cache.Stats().Clients) })
+	gauge("bulla_key_sets_in_memory", "Fetched key sets kept ready.", nil, func() float64 { return float64(cache.Stats().KeySets) })
+	counter("bulla_store_tampered_rows_total", "Stored records that failed their authentication: somebody changed the store.", nil, func() float64 { return float64(store.Tampered()) })
+	counter("bulla_audit_records_total", "Audit lines written.", nil, func() float64 { return float64(log.Stats().Records) })
+	counter("bulla_audit_failures_total", "Audit lines that could not be written.", nil, func() float64 { return float64(log.Stats().Failures) })
+	return all
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
