@@ -14,6 +14,9 @@
 //	                        and of the same sizes, plus the raw signature, its
 //	                        verification and the primitives of the JWE
 //
+// A module that runs in a process of its own is set against one that does not,
+// by their signatures a second.
+//
 // Contestants take turns: a round has a spell of each, every other round in the
 // opposite order, after a garbage collection that none of them is charged for.
 // What is printed is the median over the rounds, of the processor time an

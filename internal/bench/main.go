@@ -60,7 +60,7 @@ func (b *bench) run(asJSON bool) int {
 		b.token = softhsmtest.New(b.t, "bench") // for this process too, which loads the module
 		harness.AddWrappingKey(b.token)
 		harness.AddKeys(b.token, signingAlgorithms...)
-		sections = append(sections, b.benchSignature, b.benchService)
+		sections = append(sections, b.benchSignature, b.benchCallers, b.benchService)
 	}
 	for _, section := range sections {
 		if err := section(); err != nil {

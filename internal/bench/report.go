@@ -33,6 +33,7 @@ type Section struct {
 	Title string
 	Rows  []Row        `json:",omitempty"`
 	Parts []Part       `json:",omitempty"` // of which floors are made
+	Rates []RateRow    `json:",omitempty"`
 	Loads []LatencyRow `json:",omitempty"`
 }
 
@@ -71,6 +72,15 @@ type Part struct {
 	Micros float64
 }
 
+// RateRow compares operations a second, medians of the rounds.
+type RateRow struct {
+	Name             string
+	Ours, Other      float64
+	Ratio, Low, High float64
+	Goal             float64 `json:",omitempty"` // the least of Ratio
+	OK               bool
+}
+
 // LatencyRow tells what callers see.
 type LatencyRow struct {
 	Name      string
@@ -106,6 +116,25 @@ func (r *Report) addLatency(row LatencyRow) {
 	s.Loads = append(s.Loads, row)
 }
 
+func (r *Report) addRate(row RateRow) {
+	s := r.Sections[len(r.Sections)-1]
+	s.Rates = append(s.Rates, row)
+}
+
+// newRate compares the throughput of ours to that of other.
+func newRate(name string, goal float64, ours, other *contestant) RateRow {
+	ratios := make([]float64, len(ours.spells))
+	for round, s := range ours.spells {
+		ratios[round] = s.rate / other.spells[round].rate
+	}
+	row := RateRow{
+		Name: name, Ours: ours.perSecond(), Other: other.perSecond(),
+		Ratio: median(ratios), Low: slices.Min(ratios), High: slices.Max(ratios), Goal: goal,
+	}
+	row.OK = row.Ratio >= goal
+	return row
+}
+
 // newRow compares ours to the sum of floor.
 func newRow(name string, goal float64, ours *contestant, floor ...*contestant) Row {
 	ratios := ours.ratios(floor...)
@@ -132,6 +161,7 @@ func (r *Report) writeText(w io.Writer) error {
 		fmt.Fprintf(&t, "\n%s\n\n", s.Title)
 		s.writeRows(&t)
 		s.writeParts(&t)
+		s.writeRates(&t)
 		s.writeLoads(&t)
 	}
 	_, err := w.Write(t.Bytes())
@@ -206,6 +236,26 @@ func (s *Section) writeParts(t *bytes.Buffer) {
 		rows = append(rows, []string{p.Name, number(p.Micros)})
 	}
 	fmt.Fprintln(t)
+	writeTable(t, rows)
+}
+
+func (s *Section) writeRates(t *bytes.Buffer) {
+	if len(s.Rates) == 0 {
+		return
+	}
+	rows := [][]string{{"", "ours/s", "other/s", "ratio", "(low–high)", "goal", ""}}
+	for _, r := range s.Rates {
+		goal, ok := "", ""
+		if r.Goal > 0 {
+			if goal, ok = fmt.Sprintf("≥ %.2f", r.Goal), "ok"; !r.OK {
+				ok = "under"
+			}
+		}
+		rows = append(rows, []string{
+			r.Name, fmt.Sprintf("%.0f", r.Ours), fmt.Sprintf("%.0f", r.Other),
+			fmt.Sprintf("%.2f", r.Ratio), fmt.Sprintf("(%.2f–%.2f)", r.Low, r.High), goal, ok,
+		})
+	}
 	writeTable(t, rows)
 }
 
