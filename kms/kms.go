@@ -73,7 +73,9 @@ type Key interface {
 	// Sign returns the signature of message in the form JWS carries it (RFC
 	// 7518, section 3; RFC 8037, section 3.1): for ECDSA r‖s of fixed length.
 	// Sign hashes message as the algorithm says, keeps no reference to it, and
-	// returns when ctx ends, even if the backend still works.
+	// returns when ctx ends, even if the backend still works. Where others are
+	// served first it waits for half of the time that ctx leaves, and then
+	// answers ErrThrottled: what is begun too late is lost.
 	//
 	// Errors wrap ErrUnavailable, ErrThrottled, ErrKeyNotFound, ErrKeyDisabled,
 	// ErrKeyMismatch or ErrTooLong, or are the context's. The text of ErrTooLong

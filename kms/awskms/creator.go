@@ -39,6 +39,10 @@ const (
 // it has just made that there is none, or that its tags allow nothing yet. AWS
 // speaks of seconds mostly, and of five minutes at most.
 const (
+	// createLimit is how long CreateKey itself is waited for. It is long, since
+	// an answer that is lost leaves a key that has to be looked for.
+	createLimit = time.Minute
+
 	settleLimit = 5 * time.Minute
 	firstLook   = 100 * time.Millisecond
 	lastLook    = 2 * time.Second
@@ -94,15 +98,17 @@ func (b *Backend) CreateKey(ctx context.Context, spec kms.KeySpec, tag string) (
 	if err != nil {
 		return "", err
 	}
-	out, err := b.client.CreateKey(ctx, &awssdk.CreateKeyInput{
+	asking, cancel := context.WithTimeout(ctx, createLimit)
+	defer cancel()
+	out, err := b.client.CreateKey(asking, &awssdk.CreateKeyInput{
 		KeySpec:     keySpec,
 		KeyUsage:    types.KeyUsageTypeSignVerify,
 		Description: aws.String(fmt.Sprintf("Bulla signing key for %s, %s %s", spec.Algorithm, tagName, tag)),
 		Tags:        []types.Tag{{TagKey: aws.String(tagName), TagValue: aws.String(tag)}},
-	}, manner{once: true}.within(ctx))
+	}, manner{once: true}.within(asking))
 	if err != nil {
 		said, unsure := classify(ctx, "CreateKey", err), ""
-		if !notSent(err) && (errors.Is(said, kms.ErrUnavailable) || contextEnd(ctx) != nil) {
+		if !notSent(err) && (errors.Is(said, kms.ErrUnavailable) || contextEnd(asking) != nil) {
 			unsure = " (which may have been made all the same)"
 		}
 		return "", fmt.Errorf("create a %s key, tag %q%s: %w", keySpec, tag, unsure, said)
@@ -311,8 +317,9 @@ func (s *search) describe(ctx context.Context, id string) (*types.KeyMetadata, e
 }
 
 // signs reports whether k is a signing key that is not disabled or on its way
-// out.
+// out, and whose key material KMS has made: of what was imported, somebody may
+// have kept a copy.
 func signs(k *types.KeyMetadata) bool {
 	off := k.KeyState == types.KeyStateDisabled || strings.HasPrefix(string(k.KeyState), "Pending")
-	return k.KeyUsage == types.KeyUsageTypeSignVerify && !off
+	return k.KeyUsage == types.KeyUsageTypeSignVerify && k.Origin == types.OriginTypeAwsKms && !off
 }

@@ -59,7 +59,8 @@ func TestPoliciesOfThePageAreTheCallsOfTheClient(t *testing.T) {
 		"BullaSigns":              {"kms:GetPublicKey", "kms:Sign"},
 		"BullaWraps":              {"kms:Encrypt", "kms:Decrypt"},
 		"BullaCreatesSigningKeys": {"kms:CreateKey", "kms:TagResource"},
-		"BullaFindsItsKeys":       {"kms:ListKeys", "kms:ListResourceTags", "kms:DescribeKey"},
+		"BullaListsKeys":          {"kms:ListKeys"},
+		"BullaFindsItsKeys":       {"kms:ListResourceTags", "kms:DescribeKey"},
 		"BullaSignsWithItsKeys":   {"kms:GetPublicKey", "kms:Sign"},
 	}
 	if !reflect.DeepEqual(granted, want) {

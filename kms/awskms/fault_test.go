@@ -287,7 +287,12 @@ func TestNoWrongSignatureUnderFaults(t *testing.T) {
 		time.Sleep(150 * time.Millisecond)
 	}
 	e.Down()
-	time.Sleep(50 * time.Millisecond)
+	for all := false; !all; { // now each of them fails
+		time.Sleep(10 * time.Millisecond)
+		mu.Lock()
+		all = failed > 0
+		mu.Unlock()
+	}
 	if err := e.Up(); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package awskms
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -24,7 +25,15 @@ func newLimiter(perSecond int) *rate.Limiter {
 // waitTurn waits until KMS may be asked. A caller whose deadline would pass
 // before that is told at once, with errNoTurn.
 func waitTurn(ctx context.Context, limiter *rate.Limiter) error {
-	err := limiter.Wait(ctx)
+	bounded := ctx
+	if deadline, ok := ctx.Deadline(); ok {
+		// A turn that leaves no time to use it would be wasted, and while more
+		// is asked for than allowed all turns would be such.
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+	}
+	err := limiter.Wait(bounded)
 	switch {
 	case err == nil:
 		return nil
