@@ -82,7 +82,7 @@ func signingKey(issuerName string, k keyring.KeyInfo) *bullav1.SigningKey {
 		RetireAt:   timestamp(k.RetireAt),
 		RemoveAt:   timestamp(k.RemoveAt),
 	}
-	if !key.Available {
+	if signs := k.State == keyring.Active || k.State == keyring.Next; signs && !key.Available {
 		// What went wrong names places that callers have no business with.
 		key.UnavailableReason = "the key does not sign on this replica: its log and bulla doctor say why"
 	}

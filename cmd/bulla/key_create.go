@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulla-project/bulla/kms"
+	"github.com/bulla-project/bulla/kms/pkcs11"
 	"github.com/bulla-project/bulla/server/config"
 )
 
@@ -101,12 +102,8 @@ func (k *keyToCreate) create(cmd *cobra.Command) (err error) {
 	if !ok {
 		return fmt.Errorf("backend %s makes no keys: make one with its own tools", k.backend)
 	}
-	there, err := creator.FindKeys(ctx, k.label)
-	if err != nil {
-		return fmt.Errorf("backend %s: look for keys labeled %s: %w", k.backend, k.label, err)
-	}
-	if len(there) > 0 {
-		return fmt.Errorf("backend %s has a key labeled %s already, and nothing was made: list it as %s:%s, or choose another label", k.backend, k.label, k.backend, there[0])
+	if err := k.mustBeNew(ctx, backend, creator); err != nil {
+		return err
 	}
 	ref, err := creator.CreateKey(ctx, k.spec, k.label)
 	if err != nil {
@@ -116,6 +113,39 @@ func (k *keyToCreate) create(cmd *cobra.Command) (err error) {
 		return fmt.Errorf("the key was made and is at %s:%s, but cannot be used: %w", k.backend, ref, err)
 	}
 	return k.print(cmd, k.backend+":"+ref)
+}
+
+// mustBeNew refuses a label that a key has already, whoever made it: on a token
+// a second one would make every reference by the label alone ambiguous, and
+// with it the key that is in use.
+func (k *keyToCreate) mustBeNew(ctx context.Context, backend kms.Backend, creator kms.Creator) error {
+	taken := func(how string) error {
+		return fmt.Errorf("backend %s has a key labeled %s already%s, and nothing was made: choose another label", k.backend, k.label, how)
+	}
+	there, err := creator.FindKeys(ctx, k.label)
+	switch {
+	case err != nil:
+		return fmt.Errorf("backend %s: look for keys labeled %s: %w", k.backend, k.label, err)
+	case len(there) > 0:
+		return taken(fmt.Sprintf(" (list it as %s:%s)", k.backend, there[0]))
+	}
+	token, ok := backend.(*pkcs11.Backend)
+	if !ok {
+		return nil // made keys have names of their own there
+	}
+	byLabel := "object=" + k.label
+	_, signs := token.OpenKey(ctx, byLabel, k.spec.Algorithm)
+	_, wraps := token.OpenWrapper(ctx, byLabel)
+	for _, err := range []error{signs, wraps} {
+		switch {
+		case errors.Is(err, kms.ErrKeyNotFound):
+		case errors.Is(err, kms.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+			return fmt.Errorf("backend %s: look for keys labeled %s: %w", k.backend, k.label, err)
+		default: // it opens, or is there and of another kind
+			return taken("")
+		}
+	}
+	return nil
 }
 
 // print shows where the key is, as the configuration writes it.
