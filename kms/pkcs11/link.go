@@ -552,14 +552,16 @@ func (l *link) publics(s *session, object uint, kind kms.KeyType) ([][]byte, err
 func (l *link) retire(ctx context.Context) {
 	l.pool.retired.Store(true)
 	l.distrust(ctx)
-	if err := l.takeDesk(ctx); err != nil {
-		return
-	}
-	defer l.leaveDesk()
+	// First the gate, then the desk, as calls do: whoever waits at a gate that
+	// is parked with the desk in hand keeps those inside from coming out.
 	if err := l.mod.enter(ctx, l.epoch); err != nil {
 		return
 	}
 	defer l.mod.gate.leave()
+	if err := l.takeDesk(ctx); err != nil {
+		return
+	}
+	defer l.leaveDesk()
 	call := l.t.others.enter()
 	defer l.t.others.leave(call)
 	_ = l.lib.closeSession(l.login.handle)

@@ -213,6 +213,31 @@ func TestRemadeTokenIsFoundAgain(t *testing.T) {
 	eventually(t, "signing", func() error { return signs(t.Context(), k) })
 }
 
+// TestWhoFindsTheTokenGoneWhileOpeningWaitsForIt: an owner of keys tries to open
+// one now and then; to be the first to look must not cost it a turn.
+func TestWhoFindsTheTokenGoneWhileOpeningWaitsForIt(t *testing.T) {
+	hsm := softhsmtest.New(t, "bulla")
+	hsm.GenerateKey("k", "01", kms.ES256)
+	b := start(t, hsm)
+	if err := b.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(b.cfg.RetryAfter) // so that an attempt is due
+	var once sync.Once
+	b.lib.set(func(call string) (err error) {
+		if call == "find" {
+			once.Do(func() { err = &callError{"C_FindObjects", 0x32} })
+		}
+		return err
+	})
+	if err := signs(t.Context(), b.key(t, "object=k", kms.ES256)); err != nil {
+		t.Error(err)
+	}
+	if n := b.Stats().Restarts; n != 1 {
+		t.Errorf("the module was initialized again %d times, want 1", n)
+	}
+}
+
 func TestMissingModuleHealsWhenItIsInstalled(t *testing.T) {
 	hsm := softhsmtest.New(t, "bulla")
 	later := t.TempDir() + "/libhsm.so"

@@ -443,7 +443,9 @@ func poolSize(configured int, limit uint) int {
 // and becomes an error of the contract.
 
 // use runs call on the link, and a second time if the module was initialized
-// again in between.
+// again in between, or if call was what found the token gone and the caller has
+// the time to wait for it: what is opened once a second ought not to fail for
+// being the first to look.
 func use[T any](ctx context.Context, t *token, wait bool, call func(*link) (T, error)) (T, error) {
 	for again := false; ; again = true {
 		l, err := t.up(ctx, wait)
@@ -467,6 +469,9 @@ func use[T any](ctx context.Context, t *token, wait bool, call func(*link) (T, e
 			err = down(p)
 		case classOf(err) == gone:
 			t.lose(l, err, true)
+			if wait && !again {
+				continue
+			}
 			err = down(err)
 		}
 		return v, contract(err)
