@@ -139,7 +139,7 @@ func (w *walk) other(ctx context.Context, c config.Backend) {
 		detail, advice = "AWS KMS answers in "+c.AWSKMS.Region+" and knows the credentials", "correct the backend in the configuration, and what the environment says to the AWS SDK"
 	}
 	o, ok := within(ctx, w.step, func(ctx context.Context) openedBackend[kms.Backend] {
-		b, err := new(backends).open(ctx, w.name, c, nil, slog.New(slog.DiscardHandler))
+		b, err := new(backends).open(ctx, w.name, c, "", nil, slog.New(slog.DiscardHandler))
 		return openedBackend[kms.Backend]{b, err}
 	})
 	if !ok {

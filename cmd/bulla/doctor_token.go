@@ -21,7 +21,7 @@ func (w *walk) pkcs11(ctx context.Context, c *config.PKCS11) {
 	const firstLogin = 6 * time.Second
 	start := time.Now()
 	o, ok := within(ctx, max(w.step, firstLogin), func(context.Context) openedBackend[*pkcs11.Backend] {
-		b, err := pkcs11.New(context.WithoutCancel(ctx), pkcs11Config(c, w.modules, slog.New(slog.DiscardHandler)))
+		b, err := pkcs11.New(context.WithoutCancel(ctx), pkcs11Config(c, refusalFile(w.cfg), w.modules, slog.New(slog.DiscardHandler)))
 		return openedBackend[*pkcs11.Backend]{b, err}
 	})
 	if !ok {

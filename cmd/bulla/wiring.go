@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -53,7 +54,7 @@ func openBackends(ctx context.Context, cfg *config.Config, names map[string]bool
 		if names != nil && !names[name] {
 			continue
 		}
-		backend, err := b.open(ctx, name, c, modules, log.With("backend", name))
+		backend, err := b.open(ctx, name, c, refusalFile(cfg), modules, log.With("backend", name))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("backend %s: %w", name, err), b.Close())
 		}
@@ -62,10 +63,10 @@ func openBackends(ctx context.Context, cfg *config.Config, names map[string]bool
 	return b, nil
 }
 
-func (b *backends) open(ctx context.Context, name string, c config.Backend, modules *pkcs11.Modules, log *slog.Logger) (kms.Backend, error) {
+func (b *backends) open(ctx context.Context, name string, c config.Backend, refusals string, modules *pkcs11.Modules, log *slog.Logger) (kms.Backend, error) {
 	switch {
 	case c.PKCS11 != nil:
-		pc := pkcs11Config(c.PKCS11, modules, log)
+		pc := pkcs11Config(c.PKCS11, refusals, modules, log)
 		if c.PKCS11.ExitOnStuck {
 			pc.OnStuck = func(err error) {
 				select {
@@ -87,9 +88,15 @@ func (b *backends) open(ctx context.Context, name string, c config.Backend, modu
 	}
 }
 
-func pkcs11Config(c *config.PKCS11, modules *pkcs11.Modules, log *slog.Logger) pkcs11.Config {
+// refusalFile is where all commands that log in to a token keep which PINs were
+// refused: beside the store.
+func refusalFile(cfg *config.Config) string {
+	return filepath.Join(filepath.Dir(cfg.Store.Bolt.Path), "pkcs11-refused.json")
+}
+
+func pkcs11Config(c *config.PKCS11, refusals string, modules *pkcs11.Modules, log *slog.Logger) pkcs11.Config {
 	pc := pkcs11.Config{
-		Module: c.Module, InitReserved: c.InitReserved, Token: c.Token, Serial: c.Serial, PINFile: c.PINFile,
+		Module: c.Module, InitReserved: c.InitReserved, Token: c.Token, Serial: c.Serial, PINFile: c.PINFile, RefusalFile: refusals,
 		InsistOnLogin: c.InsistOnLogin, Sessions: c.Sessions, Modules: modules, Logger: log,
 	}
 	if c.Isolation == config.IsolationProcess {

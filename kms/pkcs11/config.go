@@ -27,6 +27,14 @@ type Config struct {
 	// held after; a file that is missing does not fail New.
 	PINFile string
 
+	// RefusalFile is the path of a file in which is kept, over the end of this
+	// process, that a PIN was refused, so that a service that is started again
+	// and again, or another process with the same file, does not send it a
+	// second time. Its folder has to be there, and writable, for that; locks are
+	// made beside it. It holds slow hashes of PINs and no PIN, and tells no more
+	// than the PIN file does. "" means that it is remembered in memory only.
+	RefusalFile string
+
 	// InsistOnLogin sends the PIN even when the token reports that wrong PINs
 	// were entered since the last good one (USER_PIN_COUNT_LOW,
 	// USER_PIN_FINAL_TRY, USER_PIN_LOCKED). Default false: a token with such a
@@ -96,7 +104,7 @@ func (c Config) pinSource() pinSource {
 	if c.pins != nil {
 		return c.pins
 	}
-	return &pinFile{path: c.PINFile}
+	return c.pinFile()
 }
 
 // The bounds this package keeps by itself.

@@ -50,7 +50,9 @@ func (b *Backend) CreateKey(ctx context.Context, spec kms.KeySpec, tag string) (
 }
 
 // FindKeys returns the private keys on the token that have tag as their label
-// and an id such as CreateKey gives, sorted.
+// and an id such as CreateKey gives, sorted. One that the token says was not made
+// in it, or has not always been kept in it, is left out and named in the log:
+// who may put a key there must not have it taken for one that was created.
 func (b *Backend) FindKeys(ctx context.Context, tag string) ([]string, error) {
 	if err := b.enter(ctx); err != nil {
 		return nil, err
@@ -200,9 +202,9 @@ func (l *link) create(ctx context.Context, spec kms.KeySpec, tag string) (select
 // writable opens a session that may create objects, with the user logged in:
 // the login is that of all sessions (PKCS#11 v2.40, section 5.6).
 func (l *link) writable(ctx context.Context) (*session, error) {
-	h, err := l.lib.openWritable(l.slot)
+	h, err := l.openFirst(l.lib.openWritable, nil)
 	if err != nil {
-		if err = l.t.noted(err); classOf(err) == stale { // what could be fresher?
+		if classOf(err) == stale { // what could be fresher?
 			err = &goneError{err}
 		}
 		return nil, withCreateAdvice(err)
@@ -213,7 +215,7 @@ func (l *link) writable(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	defer l.leaveDesk()
-	if err := l.ensureLogin(ctx); err != nil {
+	if err := l.ensureLogin(ctx, nil); err != nil {
 		l.discardWritable(s)
 		return nil, err
 	}
@@ -278,6 +280,8 @@ func (l *link) examineCreated(s *session, spec kms.KeySpec, public, private uint
 	}{
 		{ckaSensitive, true, false, "it is not sensitive (CKA_SENSITIVE), so its value could be read"},
 		{ckaExtractable, false, false, "it is extractable (CKA_EXTRACTABLE), so it could be taken out"},
+		{ckaAlwaysSensitive, true, true, "it has not always been sensitive (CKA_ALWAYS_SENSITIVE)"},
+		{ckaNeverExtractable, true, true, "it has been extractable (CKA_NEVER_EXTRACTABLE)"},
 		{ckaToken, true, false, "it is gone with its session (CKA_TOKEN)"},
 		{ckaSign, true, false, "it does not sign (CKA_SIGN)"},
 		{ckaPrivate, true, false, "it can be used without a login (CKA_PRIVATE)"},
@@ -352,12 +356,68 @@ func (l *link) tagged(ctx context.Context, tag string) ([]selector, error) {
 			if err != nil {
 				return nil, err
 			}
-			if len(id) == createdIDSize {
-				found = append(found, selector{label: tag, id: string(id), byLabel: true, byID: true})
+			if len(id) != createdIDSize {
+				continue
+			}
+			one := selector{label: tag, id: string(id), byLabel: true, byID: true}
+			why, err := l.planted(s, object)
+			if err != nil {
+				return nil, err
+			}
+			if why == "" {
+				found = append(found, one)
+			} else {
+				l.tellPlanted(one, why)
 			}
 		}
 		return found, nil
 	})
+}
+
+// planted says why a private key is not one that create made, "" if it may be.
+//
+// A token sets CKA_LOCAL, CKA_ALWAYS_SENSITIVE and CKA_NEVER_EXTRACTABLE by
+// itself (PKCS#11 v2.40, section 4.9): true for a key that was made in it and
+// never let out, false for one that was put there. What a module does not know,
+// or does not show, is not held against a key. The last two together say all
+// there is to say: NSS softokn keeps them rightly, but calls no private key
+// local that it made, and any local that was put there by who says so.
+func (l *link) planted(s *session, object uint) (why string, err error) {
+	kept := 0
+	for _, a := range []struct {
+		kind uint
+		why  string
+	}{
+		{ckaNeverExtractable, "it has been extractable, or was not made in the token (CKA_NEVER_EXTRACTABLE)"},
+		{ckaAlwaysSensitive, "its value could once be read, or it was not made in the token (CKA_ALWAYS_SENSITIVE)"},
+		{ckaLocal, "it was not made in the token (CKA_LOCAL)"},
+	} {
+		v, err := l.optional(s, object, a.kind)
+		switch {
+		case err != nil:
+			return "", err
+		case len(v) != 1 || a.kind == ckaLocal && kept == 2:
+		case v[0] == 0:
+			return a.why, nil
+		default:
+			kept++
+		}
+	}
+	return "", nil
+}
+
+// maxTold bounds how many planted keys are remembered to have been told of.
+const maxTold = 1024
+
+// tellPlanted logs a key that was put on the token under the tag of another,
+// once. The caller holds the desk.
+func (l *link) tellPlanted(sel selector, why string) {
+	if l.told[sel] || len(l.told) >= maxTold {
+		return
+	}
+	l.told[sel] = true
+	l.t.cfg.Logger.Warn("a private key on the token has the tag and the form of a key that was created here, but was not; it is not used. Find out who put it there, and delete it",
+		"token", l.info.label, "serial", l.info.serial, "key", sel.String(), "why", why)
 }
 
 func (t *token) create(ctx context.Context, spec kms.KeySpec, tag string) (selector, error) {

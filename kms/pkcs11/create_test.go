@@ -25,9 +25,13 @@ func TestCreatingConformsOnSoftHSM(t *testing.T) {
 	modules := meddledModules(lib)
 	var specs []kms.KeySpec
 	for _, alg := range kms.Algorithms() {
-		specs = append(specs, kms.KeySpec{Algorithm: alg})
+		spec := kms.KeySpec{Algorithm: alg}
+		if alg.KeyType() == kms.RSA {
+			spec.RSABits = 2048 // soon made
+		}
+		specs = append(specs, spec)
 	}
-	specs = append(specs, kms.KeySpec{Algorithm: kms.PS256, RSABits: 3072})
+	specs = append(specs, kms.KeySpec{Algorithm: kms.PS256})
 	kmstest.RunCreator(t, kmstest.CreatorHarness{
 		Open: func(t testing.TB) kms.Backend {
 			cfg := config(hsm)
@@ -290,6 +294,41 @@ func TestKeyOfAnotherMakerIsNotFoundByItsTag(t *testing.T) {
 	refs, err := b.FindKeys(t.Context(), "tag")
 	if err != nil || !slices.Equal(refs, []string{ref}) {
 		t.Errorf("FindKeys = %q, %v; want %q", refs, err, ref)
+	}
+}
+
+func TestKeyThatWasPutOnTheTokenIsNotTakenForACreatedOne(t *testing.T) {
+	var log logged
+	hsm := softhsmtest.New(t, "create")
+	hsm.ImportKey("tag", "000102030405060708090a0b0c0d0e0f", softhsmtest.NewKey(t, kms.ES256))
+	b := start(t, hsm, log.into)
+	ref, err := b.CreateKey(t.Context(), kms.KeySpec{Algorithm: kms.ES256}, "tag")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		refs, err := b.FindKeys(t.Context(), "tag")
+		if err != nil || !slices.Equal(refs, []string{ref}) {
+			t.Errorf("FindKeys = %q, %v; want %q", refs, err, ref)
+		}
+	}
+	if n := log.count("object=tag;id=%00%01"); n != 1 || log.count("CKA_NEVER_EXTRACTABLE") != 1 {
+		t.Errorf("it was named %d times in the log, want once:\n%s", n, log.String())
+	}
+
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	// What a module does not know is not held against a key.
+	for _, kind := range []uint{ckaLocal, ckaNeverExtractable, ckaAlwaysSensitive} {
+		b := start(t, hsm, func(c *Config) { c.Modules = meddledModules(&meddler{hideAttribute: kind}) })
+		if refs, err := b.FindKeys(t.Context(), "tag"); err != nil || !slices.Equal(refs, []string{ref}) {
+			t.Errorf("without attribute 0x%X: %q, %v", kind, refs, err)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

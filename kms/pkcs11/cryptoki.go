@@ -103,6 +103,9 @@ const (
 	ckaPublicExponent     = 0x122
 	ckaValueLen           = 0x161
 	ckaExtractable        = 0x162
+	ckaLocal              = 0x163
+	ckaNeverExtractable   = 0x164
+	ckaAlwaysSensitive    = 0x165
 	ckaECParams           = 0x180
 	ckaECPoint            = 0x181
 	ckaAlwaysAuthenticate = 0x202

@@ -30,7 +30,10 @@
 //     token's own account of that is read before the key is taken.
 //   - A PIN that was refused is not sent again until the content of its file
 //     changes, and no PIN is sent to a token that reports failed attempts,
-//     unless [Config].InsistOnLogin says so.
+//     unless [Config].InsistOnLogin says so. With [Config].RefusalFile that holds
+//     over restarts, and for all processes with that file.
+//   - A PIN that may have been changed on the token is sent only after the module
+//     was initialized again: some refuse what they do not know yet.
 //   - A module is trusted with nothing that can be checked here: type, curve
 //     and size of keys, the length of what goes in and comes out, and by a
 //     probe signature at open that the private key belongs to the public one.

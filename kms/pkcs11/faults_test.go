@@ -338,7 +338,7 @@ func TestStuckCallAndALostTokenHaltASiblingOnce(t *testing.T) {
 		first := start(t, hsm)
 		second := start(t, &two, func(c *Config) { c.Modules = first.cfg.Modules })
 		k1, k2 := first.key(t, "object=k", kms.ES256), second.key(t, "object=k", kms.ES256)
-		time.Sleep(2 * siblingPause)
+		time.Sleep(2 * stuckPause)
 
 		release := make(chan struct{})
 		var stuck atomic.Bool
@@ -384,11 +384,11 @@ func TestStuckCallAndALostTokenHaltASiblingOnce(t *testing.T) {
 			}
 			_ = first.Check(t.Context())
 		}
-		for begin := time.Now(); time.Since(begin) < siblingPause/2; time.Sleep(time.Second) {
+		for begin := time.Now(); time.Since(begin) < stuckPause/2; time.Sleep(time.Second) {
 			lose()
 		}
 		if n := halts.Load(); n != 1 {
-			t.Errorf("the sibling was halted %d times in %v, want once", n, siblingPause/2)
+			t.Errorf("the sibling was halted %d times in %v, want once", n, stuckPause/2)
 		}
 		if n := first.lib.inits.Load(); n != 1 {
 			t.Errorf("C_Initialize was called %d times with a call in the module", n)
@@ -396,7 +396,7 @@ func TestStuckCallAndALostTokenHaltASiblingOnce(t *testing.T) {
 
 		// The call comes out: when the pause is over the first gets its turn.
 		close(release)
-		time.Sleep(siblingPause)
+		time.Sleep(stuckPause)
 		lose()
 		if n := first.lib.inits.Load(); n != 2 {
 			t.Errorf("C_Initialize was called %d times in the end, want 2", n)
@@ -464,88 +464,94 @@ func TestStragglerOnALostTokenLeavesNoSessionOpen(t *testing.T) {
 func TestStuckCallCostsItsCallerTheDeadlineAndThePoolOneSession(t *testing.T) {
 	hsm := softhsmtest.New(t, "bulla")
 	hsm.GenerateKey("k", "01", kms.ES256)
-	b := start(t, hsm, func(c *Config) { c.Sessions = 2 })
-	k := b.key(t, "object=k", kms.ES256)
+	// In a bubble the pauses cost no time; calls into the module are real.
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, hsm, func(c *Config) { c.Sessions = 2 })
+		k := b.key(t, "object=k", kms.ES256)
 
-	release := make(chan struct{})
-	var stuck atomic.Int64
-	b.lib.set(func(call string) error {
-		if call == "sign" && stuck.Add(1) == 1 {
-			<-release
+		release := make(chan struct{})
+		var stuck atomic.Int64
+		b.lib.set(func(call string) error {
+			if call == "sign" && stuck.Add(1) == 1 {
+				<-release
+			}
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		begin := time.Now()
+		wantErr(t, signs(ctx, k), context.DeadlineExceeded)
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("the caller waited %v", took)
 		}
-		return nil
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	begin := time.Now()
-	wantErr(t, signs(ctx, k), context.DeadlineExceeded)
-	if took := time.Since(begin); took > time.Second {
-		t.Errorf("the caller waited %v", took)
-	}
-	for range 10 {
-		if err := signs(t.Context(), k); err != nil {
-			t.Errorf("with the other session: %v", err)
+		for range 10 {
+			if err := signs(t.Context(), k); err != nil {
+				t.Errorf("with the other session: %v", err)
+			}
 		}
-	}
-	if s := b.Stats(); s.InUse != 1 {
-		t.Errorf("%d sessions in use, want the stuck one", s.InUse)
-	}
+		if s := b.Stats(); s.InUse != 1 {
+			t.Errorf("%d sessions in use, want the stuck one", s.InUse)
+		}
 
-	// The module cannot be initialized again now, and nothing crashes.
-	begin = time.Now()
-	b.token().lose(mustLink(t, b), errors.New("test"), true)
-	wantErr(t, b.Check(t.Context()), kms.ErrUnavailable, "stuck", "restart")
-	if took := time.Since(begin); took < parkLimit || took > parkLimit+time.Second {
-		t.Errorf("parking took %v, want %v", took, parkLimit)
-	}
-	if n := b.lib.inits.Load(); n != 1 {
-		t.Errorf("C_Initialize was called %d times with a call in the module", n)
-	}
-	close(release)
-	eventually(t, "signing", func() error {
-		_ = b.Check(t.Context())
-		return signs(t.Context(), k)
+		// The module cannot be initialized again now, and nothing crashes.
+		begin = time.Now()
+		b.token().lose(mustLink(t, b), errors.New("test"), true)
+		wantErr(t, b.Check(t.Context()), kms.ErrUnavailable, "stuck", "restart")
+		if took := time.Since(begin); took < parkLimit || took > parkLimit+time.Second {
+			t.Errorf("parking took %v, want %v", took, parkLimit)
+		}
+		if n := b.lib.inits.Load(); n != 1 {
+			t.Errorf("C_Initialize was called %d times with a call in the module", n)
+		}
+		close(release)
+		eventually(t, "signing", func() error {
+			_ = b.Check(t.Context())
+			return signs(t.Context(), k)
+		})
+		if n := b.lib.inits.Load(); n != 2 {
+			t.Errorf("C_Initialize was called %d times, want 2", n)
+		}
 	})
-	if n := b.lib.inits.Load(); n != 2 {
-		t.Errorf("C_Initialize was called %d times, want 2", n)
-	}
 }
 
 func TestCloseLeavesAStuckModuleAlone(t *testing.T) {
 	hsm := softhsmtest.New(t, "bulla")
 	hsm.GenerateKey("k", "01", kms.ES256)
-	cfg, lib := config(hsm), &meddler{}
-	cfg.Modules = meddledModules(lib)
-	b, err := New(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := b.OpenKey(t.Context(), "object=k", kms.ES256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release := make(chan struct{})
-	lib.set(func(call string) error {
-		if call == "sign" {
-			<-release
+	// In a bubble the pauses cost no time; calls into the module are real.
+	synctest.Test(t, func(t *testing.T) {
+		cfg, lib := config(hsm), &meddler{}
+		cfg.Modules = meddledModules(lib)
+		b, err := New(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil
+		k, err := b.OpenKey(t.Context(), "object=k", kms.ES256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release := make(chan struct{})
+		lib.set(func(call string) error {
+			if call == "sign" {
+				<-release
+			}
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		wantErr(t, signs(ctx, k), context.DeadlineExceeded)
+		begin := time.Now()
+		wantErr(t, b.Close(), errStuck, "left as it is")
+		if took := time.Since(begin); took > closeWait+time.Second {
+			t.Errorf("Close took %v", took)
+		}
+		wantErr(t, signs(t.Context(), k), kms.ErrUnavailable, "closed")
+		close(release)
+		// What Close could not do, so that the next test finds the module anew.
+		tok := b.vault.(*token)
+		if err := tok.mod.alone(tok.mod.stop); err != nil {
+			t.Error(err)
+		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	wantErr(t, signs(ctx, k), context.DeadlineExceeded)
-	begin := time.Now()
-	wantErr(t, b.Close(), errStuck, "left as it is")
-	if took := time.Since(begin); took > closeWait+time.Second {
-		t.Errorf("Close took %v", took)
-	}
-	wantErr(t, signs(t.Context(), k), kms.ErrUnavailable, "closed")
-	close(release)
-	// What Close could not do, so that the next test finds the module anew.
-	tok := b.vault.(*token)
-	if err := tok.mod.alone(tok.mod.stop); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestDistrustReplacesAllSessions(t *testing.T) {

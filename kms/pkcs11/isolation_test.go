@@ -65,6 +65,7 @@ func otherRoles() {
 //
 //	hide N…      the mechanisms N are not listed
 //	die FILE     the process is killed by each login, right after it, while FILE exists
+//	logout FILE  the login is lost before a signature, which takes FILE away
 //	stick FILE   while FILE exists, signatures hang and the token answers that it was removed
 func harmed(args []string) *Modules {
 	lib := &meddler{}
@@ -82,6 +83,16 @@ func harmed(args []string) *Modules {
 		return newModules(func(path string) (cryptoki, error) {
 			module, err := loadModule(path)
 			return &deadly{module, exists}, err
+		})
+	case "logout":
+		lib.set(func(call string) error {
+			if call == "sign" && os.Remove(args[1]) == nil {
+				slots, _ := lib.cryptoki.slots()
+				session, _ := lib.cryptoki.openSession(slots[0])
+				_ = lib.logout(session)
+				_ = lib.cryptoki.closeSession(session)
+			}
+			return nil
 		})
 	case "stick":
 		lib.set(func(call string) error {

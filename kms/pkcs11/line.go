@@ -67,12 +67,12 @@ func (p *waiterPool) put(w *waiter) {
 // event is what a worker says that is no answer: what is done about it may
 // take time, which reading has not.
 type event struct {
-	kind    frameKind
-	id      uint64     // framePINWanted, framePINBarred
-	warning string     // framePINWanted
-	outcome pinOutcome // framePINOutcome
-	refusal error      // framePINOutcome
-	line    logLine    // frameLog
+	kind     frameKind
+	id       uint64      // framePINWanted, framePINBarred
+	question pinQuestion // framePINWanted
+	outcome  pinOutcome  // framePINOutcome
+	refusal  error       // framePINOutcome
+	line     logLine     // frameLog
 }
 
 // maxEvents is how many events may wait. A worker makes one login at a time;
@@ -289,11 +289,12 @@ func (l *line) handle(f frame) error {
 func readEvent(f frame) (e event, err error) {
 	e = event{kind: f.kind, id: f.id}
 	switch f.kind {
-	case framePINWanted, framePINBarred:
-		if len(f.body) > maxText {
+	case framePINWanted:
+		e.question, err = readPINQuestion(f.body)
+	case framePINBarred:
+		if len(f.body) > 0 {
 			return e, errFrame
 		}
-		e.warning = string(f.body)
 	case framePINOutcome:
 		e.outcome, e.refusal, err = readPINOutcome(f.body)
 	case frameLog:
@@ -334,7 +335,7 @@ func (l *line) attend(pins *pinFile, log *slog.Logger) {
 
 // givePIN answers the worker's question for the PIN.
 func (l *line) givePIN(e event, pins *pinFile) {
-	p, err := pins.take(context.Background(), e.warning)
+	p, err := pins.take(context.Background(), e.question) // it waits for no more than a lock, and not for long
 	if err != nil {
 		_ = l.out.send(framePIN, e.id, []byte{pinDenied}, appendError(nil, err)) // fails only at the end
 		return

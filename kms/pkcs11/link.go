@@ -37,6 +37,7 @@ type link struct {
 	mu     sync.RWMutex
 	places map[keyName]place // guarded by mu; written by the holder of desk
 	looks  uint64            // guarded by desk: counts the searches
+	told   map[selector]bool // guarded by desk: planted keys that the log names
 }
 
 // place is where a key was found, or why not.
@@ -49,6 +50,13 @@ type place struct {
 
 // errCrowded: the pool has shrunk instead of opening a session; try again.
 var errCrowded = errors.New("no room for one more session")
+
+// outbidError says that a session of the pool was given up for the login
+// session, and that the token had no room for it again.
+type outbidError struct{ err error }
+
+func (e *outbidError) Error() string { return e.err.Error() }
+func (e *outbidError) Unwrap() error { return e.err }
 
 // withSession runs use with a session of the pool, inside the gate. A session
 // that met an error is closed; one that is still in use when ctx ends comes
@@ -90,6 +98,12 @@ func withSession[T any](ctx context.Context, l *link, use func(*session) (T, err
 				}
 			}
 			v, err := use(s)
+			if outbid := (*outbidError)(nil); errors.As(err, &outbid) {
+				if l.pool.shrink() {
+					return zero, errCrowded
+				}
+				return zero, outbid.err
+			}
 			l.giveBack(s, err)
 			return v, err
 		})
@@ -205,7 +219,7 @@ func (l *link) check(ctx context.Context) error {
 				return struct{}{}, err
 			}
 			defer l.leaveDesk()
-			return struct{}{}, l.ensureLogin(ctx)
+			return struct{}{}, l.ensureLogin(ctx, s)
 		})
 	})
 	return err
@@ -258,7 +272,11 @@ func (l *link) leaveDesk() { <-l.desk }
 // logged in, as modules without a login find no keys and call that a success.
 // The caller holds the desk. It fails with errEpoch on a retired link, whose
 // login session nobody would close again.
-func (l *link) ensureLogin(ctx context.Context) error {
+//
+// own is the caller's session of the pool, nil for none. If the token has no
+// room for the login session it may be closed to make some, and is opened again
+// after; if that cannot be, the error is an *outbidError.
+func (l *link) ensureLogin(ctx context.Context, own *session) (failed error) {
 	if l.pool.retired.Load() {
 		return errEpoch
 	}
@@ -266,11 +284,17 @@ func (l *link) ensureLogin(ctx context.Context) error {
 	if err != nil {
 		old := l.login
 		_ = l.spoil(&old, err)
-		h, err := l.lib.openSession(l.slot)
+		had := own != nil && own.open
+		h, err := l.openFirst(l.lib.openSession, own)
 		if err != nil {
-			return l.t.noted(err)
+			return err
 		}
 		l.login = session{handle: h, open: true}
+		defer func() {
+			if had && !own.open && failed == nil {
+				failed = l.reopen(own)
+			}
+		}()
 		if !old.dead && old.handle != h {
 			_ = l.lib.closeSession(old.handle) // only now, when it is not the last one
 		}
@@ -281,7 +305,54 @@ func (l *link) ensureLogin(ctx context.Context) error {
 	if in {
 		return nil
 	}
-	return l.t.logIn(ctx, l.lib, l.slot, l.login.handle)
+	return l.t.logIn(ctx, l.lib, l.epoch, l.slot, l.login.handle)
+}
+
+// openFirst opens a session that comes before those of the pool: as long as the
+// token has no room for it, one of them is closed.
+func (l *link) openFirst(open func(slot uint) (uint, error), own *session) (uint, error) {
+	for {
+		h, err := open(l.slot)
+		if err == nil || codeClass(err) != full || !l.makeRoom(own) {
+			return h, l.t.noted(err)
+		}
+		_ = l.t.noted(err)
+	}
+}
+
+// makeRoom closes a session of the pool: an idle one, with which the pool
+// becomes smaller, else own. It reports false if there is none.
+func (l *link) makeRoom(own *session) bool {
+	for {
+		select {
+		case s := <-l.pool.idle:
+			l.pool.inUse.Add(1)
+			_, err := l.lib.loggedIn(s.handle)
+			_ = l.spoil(s, err)
+			l.discard(s)
+			if err != nil { // it took no room
+				l.pool.release()
+				continue
+			}
+			l.pool.shrink()
+			return true
+		default:
+		}
+		if own == nil || !own.open {
+			return false
+		}
+		l.discard(own)
+		return true
+	}
+}
+
+// reopen opens a session of the pool that makeRoom has closed.
+func (l *link) reopen(s *session) error {
+	err := l.open(s)
+	if err != nil && classOf(err) == full {
+		return &outbidError{err}
+	}
+	return err
 }
 
 // place is where key is now. A search is made if there was none, or if the
@@ -297,7 +368,7 @@ func (l *link) place(ctx context.Context, s *session, key keyName, stale uint64)
 	if at, ok := l.known(key, stale); ok {
 		return at, at.err
 	}
-	if err := l.ensureLogin(ctx); err != nil {
+	if err := l.ensureLogin(ctx, s); err != nil {
 		return place{}, err
 	}
 	object, err := l.locate(s, key)
@@ -412,7 +483,7 @@ func search[T any](ctx context.Context, l *link, want wanted, read func(*session
 				return zero, err
 			}
 			defer l.leaveDesk()
-			if err := l.ensureLogin(ctx); err != nil {
+			if err := l.ensureLogin(ctx, s); err != nil {
 				return zero, err
 			}
 			return read(s)

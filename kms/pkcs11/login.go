@@ -14,10 +14,12 @@ import (
 //
 //   - no login while the token reports failed attempts, unless insisted;
 //   - no second login with a PIN file whose content was refused;
+//   - no login with a PIN that the module, in this epoch, may not know yet;
 //   - one login at a time.
 //
-// Errors are *problem, or the context's.
-func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) error {
+// Errors are *problem, or the context's. One that wraps errPINChanged says that
+// the module has to be initialized again first.
+func (t *token) logIn(ctx context.Context, lib cryptoki, epoch uint64, slot, session uint) error {
 	select {
 	case t.loginTurn <- struct{}{}:
 		defer func() { <-t.loginTurn }()
@@ -45,12 +47,26 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) err
 	byHand := "log in once by hand with the right PIN, which takes the warning away (" + toolCommand(t.cfg.Module, info.label, "--login --list-objects") + ")"
 	flags := pinFlags(info.flags)
 	if flags != "" && !t.cfg.InsistOnLogin {
+		t.doubtEpoch = epoch
 		return fail(fmt.Sprintf("token %q reports wrong PINs since the last good one (%s), so it is not logged in to: one more wrong PIN may lock it", info.label, flags),
 			"make sure that the right PIN is in "+t.cfg.PINFile+", then "+byHand+
 				", or set insist_on_login: true for this backend, which then sends the PIN all the same", nil)
 	}
-	p, err := t.pins.take(ctx, flags)
-	if err != nil {
+	q := pinQuestion{warning: flags, token: info.name()}
+	switch epoch {
+	case t.doubtEpoch:
+		q.trust = trustNone
+	case t.loginEpoch:
+		q.trust = trustSame
+	}
+	p, err := t.pins.take(ctx, q)
+	switch {
+	case errors.Is(err, errPINChanged):
+		return fail(fmt.Sprintf("the PIN of token %q may have been changed, so the module is initialized again before one is sent", info.label), "", err)
+	case err != nil:
+		if ctx.Err() == nil {
+			t.doubtEpoch = epoch
+		}
 		return err
 	}
 	defer p.clear()
@@ -59,6 +75,7 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) err
 	err = t.noted(lib.login(session, p.bytes()))
 	switch {
 	case err == nil:
+		t.loginEpoch, t.doubtEpoch = epoch, 0
 		t.pins.accepted()
 		return nil
 	case errors.Is(err, ckrAlreadyLoggedIn):
@@ -68,6 +85,7 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, slot, session uint) err
 		}
 		return fail(fmt.Sprintf("token %q says both that the user is logged in and that he is not", info.label), "", err)
 	case errors.Is(err, ckrPINNotInitialized) || codeClass(err) == refused:
+		t.doubtEpoch = epoch
 		t.pins.refused(err)
 		return fail(fmt.Sprintf("token %q refused the PIN in %s", info.label, t.cfg.PINFile),
 			"put the right PIN into the file (the PIN is not sent again before the file's content changes); "+

@@ -216,7 +216,7 @@ func TestReadPINTakesOneLineEndAway(t *testing.T) {
 		if m.knows(p) {
 			t.Error("an empty memory knows a PIN")
 		}
-		m.refuse(p, nil)
+		m.remember(p, nil)
 		if !m.knows(p) {
 			t.Error("a refused PIN is not known")
 		}

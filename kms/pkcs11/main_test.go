@@ -28,11 +28,13 @@ type meddler struct {
 	cryptoki
 	mu   sync.Mutex
 	hook func(call string) error // guarded by mu
+	live map[uint]bool           // guarded by mu: open sessions, if room is limited
 
 	// hide are mechanisms that the token does not list, and hideAttribute one
 	// that it does not show. Set before use.
 	hide          []uint
 	hideAttribute uint
+	room          int64 // sessions that the token has room for; 0 for any number
 
 	twist atomic.Bool            // signatures, ciphertexts and wrapped keys have a wrong bit
 	ownIV atomic.Pointer[[]byte] // taken instead of the IV that is given
@@ -71,7 +73,11 @@ func (m *meddler) finalize() error {
 	if err := m.before("finalize"); err != nil {
 		return err
 	}
-	return m.cryptoki.finalize()
+	err := m.cryptoki.finalize()
+	if err == nil {
+		m.closes.Store(m.opens.Load()) // no session outlives it
+	}
+	return err
 }
 
 func (m *meddler) slots() ([]uint, error) {
@@ -93,7 +99,7 @@ func (m *meddler) openSession(slot uint) (uint, error) {
 	if err := m.before("openSession"); err != nil {
 		return 0, err
 	}
-	return m.cryptoki.openSession(slot)
+	return m.within(slot, m.cryptoki.openSession)
 }
 
 func (m *meddler) openWritable(slot uint) (uint, error) {
@@ -101,7 +107,32 @@ func (m *meddler) openWritable(slot uint) (uint, error) {
 	if err := m.before("openWritable"); err != nil {
 		return 0, err
 	}
-	return m.cryptoki.openWritable(slot)
+	return m.within(slot, m.cryptoki.openWritable)
+}
+
+// within opens a session if the token has room for it.
+func (m *meddler) within(slot uint, open func(uint) (uint, error)) (uint, error) {
+	if m.room == 0 {
+		return open(slot)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if int64(len(m.live)) >= m.room {
+		return 0, &callError{"C_OpenSession", 0xB1}
+	}
+	h, err := open(slot)
+	if err == nil {
+		m.live[h] = true
+	}
+	return h, err
+}
+
+// closeAll closes all sessions behind everybody's back. Nobody is inside.
+func (m *meddler) closeAll(slot uint) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.live)
+	return m.cryptoki.(*binding).c.CloseAllSessions(slot)
 }
 
 // generateKeyPair may be denied before it is made, and lied about after.
@@ -119,6 +150,9 @@ func (m *meddler) generateKeyPair(session, mechanism uint, public, private []att
 }
 
 func (m *meddler) closeSession(session uint) error {
+	m.mu.Lock()
+	delete(m.live, session)
+	m.mu.Unlock()
 	err := m.cryptoki.closeSession(session)
 	if err == nil {
 		m.closes.Add(1)

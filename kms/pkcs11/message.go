@@ -307,6 +307,26 @@ func readSelectors(d *body) (list []selector) {
 	return list
 }
 
+func appendPINQuestion(b []byte, q pinQuestion) []byte {
+	b = append(appendBytes(b, clipTo(q.warning, maxText)), byte(q.trust))
+	for _, s := range []string{q.token.label, q.token.serial, q.token.manufacturer, q.token.model} {
+		b = appendBytes(b, s)
+	}
+	return b
+}
+
+func readPINQuestion(b []byte) (q pinQuestion, err error) {
+	d := &body{b: b}
+	q.warning, q.trust = d.text(), trust(d.upTo(int(trustNone))) //nolint:gosec // bounded
+	for _, s := range []*string{&q.token.label, &q.token.serial, &q.token.manufacturer, &q.token.model} {
+		*s = d.text()
+	}
+	if len(q.warning) > maxText {
+		d.fail()
+	}
+	return q, d.done()
+}
+
 // The body of framePIN begins with one of these. After pinGiven comes the PIN,
 // after pinDenied an error. pinNotBarred is an answer to framePINBarred only.
 const (
@@ -419,7 +439,7 @@ var wireErrors = []error{
 	kms.ErrUnavailable, kms.ErrThrottled, kms.ErrKeyNotFound, kms.ErrKeyDisabled,
 	kms.ErrKeyMismatch, kms.ErrUnwrap, kms.ErrReference,
 	context.Canceled, context.DeadlineExceeded,
-	errStuck, errClosed, errAnswer, errNotLoaded, errHangs, errReserved,
+	errStuck, errClosed, errAnswer, errNotLoaded, errHangs, errReserved, errPINChanged, errRefusedBefore,
 }
 
 // wireError is an error that came over a socket.

@@ -42,10 +42,45 @@ var errStuck = fmt.Errorf("a call is stuck inside the module for more than %v", 
 // was initialized, or could not be because a call was stuck in it.
 var errTooSoon = errors.New("the module serves other tokens, and was initialized again, or could not be, a short while ago")
 
-// siblingPause is how often a lost token may have a module initialized again
-// that other tokens are using: it costs them all their sessions, and if a call
-// is stuck in the module, a standstill of parkLimit for nothing.
-const siblingPause = time.Minute
+// How often a lost token may have a module initialized again that other tokens
+// are using, as it costs them all their sessions: a few times quickly, then with
+// pauses that double, until it was left alone for a while.
+const (
+	quickPause   = time.Second // less than the usual Config.RetryAfter, with which it is asked for
+	quickTimes   = 4
+	longestPause = time.Minute
+	calmTime     = 30 * time.Second // or twice the pause, if that is more
+)
+
+// stuckPause is how often it is tried while a call is stuck in the module: that
+// costs the other tokens a standstill of parkLimit for nothing.
+const stuckPause = time.Minute
+
+// pacing says when a module may be initialized again that others are using.
+type pacing struct {
+	last  time.Time // when it was initialized
+	times int       // how often again, since it was left alone
+}
+
+// pause is the time to the next one.
+func (p pacing) pause() time.Duration {
+	pause := quickPause
+	for n := quickTimes; n < p.times && pause < longestPause; n++ {
+		pause *= 2
+	}
+	return min(pause, longestPause)
+}
+
+func (p pacing) due(now time.Time) bool { return now.Sub(p.last) >= p.pause() }
+
+// again notes that the module is initialized again now.
+func (p *pacing) again(now time.Time) {
+	if now.Sub(p.last) >= max(calmTime, 2*p.pause()) {
+		p.times = 0
+	}
+	p.times++
+	p.last = now
+}
 
 // module is one loaded PKCS#11 library.
 type module struct {
@@ -63,7 +98,7 @@ type module struct {
 	reserved  string        // for C_Initialize; constant while there are users, or the module is initialized
 	users     int           // tokens that hold on to the module
 	count     uint64        // the last epoch
-	lastInit  time.Time
+	pacing    pacing
 	lastStuck time.Time // when it last could not be initialized again for a stuck call
 
 	mu     sync.Mutex
@@ -184,7 +219,7 @@ func (m *module) start() error {
 		return err
 	}
 	m.count++
-	m.lastInit = time.Now()
+	m.pacing.last = time.Now()
 	m.mu.Lock()
 	clear(m.claims)
 	m.mu.Unlock()
@@ -214,10 +249,11 @@ func (m *module) reinitialize(ctx context.Context, seen uint64) (epoch uint64, e
 	if e := m.epoch.Load(); e != 0 && e != seen {
 		return e, nil
 	}
-	if m.links.Load() > 0 && (time.Since(m.lastInit) < siblingPause || time.Since(m.lastStuck) < siblingPause) {
+	if m.links.Load() > 0 && (!m.pacing.due(time.Now()) || time.Since(m.lastStuck) < stuckPause) {
 		return 0, errTooSoon
 	}
 	err = m.alone(func() error {
+		m.pacing.again(time.Now())
 		if m.epoch.Load() != 0 {
 			if err := m.stop(); err != nil {
 				return err

@@ -3,6 +3,7 @@
 package pkcs11
 
 import (
+	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/kmstest"
 	"github.com/bulla-project/bulla/kms/pkcs11/nsstest"
+	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
 )
 
 // nssKeys makes a key for each type and curve that NSS has, and returns a
@@ -196,5 +198,52 @@ func TestKeyOfCertutilIsFoundByItsID(t *testing.T) {
 	}
 	if err := b.Check(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Softokn lets who puts a key there say that it is local, but not the rest.
+func TestKeyThatWasPutIntoNSSIsNotTakenForACreatedOne(t *testing.T) {
+	db := nsstest.New(t)
+	b, ok := opener(nssConfig(db), &meddler{})(t).(*Backend)
+	if !ok {
+		t.Fatal("another backend")
+	}
+	defer func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	key, ok := softhsmtest.NewKey(t, kms.ES256).(*ecdsa.PrivateKey)
+	if !ok {
+		t.Fatal("another key")
+	}
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const netscapeDB = 0xD5A0DB00 // wanted for private keys: the public half
+	_, err = use(t.Context(), b.vault.(*token), true, func(l *link) (uint, error) {
+		s, err := l.writable(t.Context())
+		if err != nil {
+			return 0, err
+		}
+		defer l.discardWritable(s)
+		return l.lib.createObject(s.handle, []attribute{
+			{kind: ckaClass, ulong: true, num: ckoPrivateKey}, {kind: ckaKeyType, ulong: true, num: ckkOf(kms.EC)},
+			boolean(ckaToken, true), boolean(ckaPrivate, true), boolean(ckaSensitive, true), boolean(ckaExtractable, false), boolean(ckaSign, true),
+			boolean(ckaLocal, true), boolean(ckaAlwaysSensitive, true), boolean(ckaNeverExtractable, true),
+			{kind: ckaLabel, bytes: []byte("tag")}, {kind: ckaID, bytes: make([]byte, createdIDSize)},
+			{kind: ckaECParams, bytes: paramsP256}, {kind: ckaValue, bytes: value}, {kind: netscapeDB, bytes: point},
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if refs, err := b.FindKeys(t.Context(), "tag"); err != nil || len(refs) != 0 {
+		t.Errorf("FindKeys = %q, %v; want none", refs, err)
 	}
 }

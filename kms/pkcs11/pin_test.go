@@ -11,7 +11,7 @@ func TestPINOfALostLoginIsGivenOutOnceMore(t *testing.T) {
 	const low = "USER_PIN_COUNT_LOW"
 	take := func(warning string, then func(*pinFile)) func(*pinFile) error {
 		return func(f *pinFile) error {
-			p, err := f.take(t.Context(), warning)
+			p, err := f.take(t.Context(), pinQuestion{warning: warning})
 			if err == nil {
 				p.clear()
 				then(f)

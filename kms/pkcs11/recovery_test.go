@@ -295,7 +295,7 @@ func TestTwoTokensOfOneModuleAreInitializedOnce(t *testing.T) {
 	if err := mod.lock(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	mod.lastInit = time.Now().Add(-2 * siblingPause)
+	mod.pacing.last = time.Now().Add(-quickPause)
 	mod.unlock()
 	first.token().lose(mustLink(t, first), errors.New("test"), true)
 	eventually(t, "first", func() error { return first.Check(t.Context()) })
@@ -312,6 +312,11 @@ func TestTwoTokensOfOneModuleAreInitializedOnce(t *testing.T) {
 	}
 
 	// Lost once more so soon after, it does not get that: the other would pay.
+	if err := mod.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mod.pacing.last = time.Now().Add(time.Minute)
+	mod.unlock()
 	first.token().lose(mustLink(t, first), errors.New("test"), true)
 	eventually(t, "first", func() error { return first.Check(t.Context()) })
 	if n := first.lib.inits.Load(); n != 2 {

@@ -56,7 +56,7 @@ func (r *Modules) openRemote(key tokenKey, cfg Config) (*remote, error) {
 	defer r.mu.Unlock()
 	if w := r.remotes[key]; w != nil {
 		if w.cfg.PINFile != cfg.PINFile || w.cfg.InsistOnLogin != cfg.InsistOnLogin || w.cfg.Sessions != cfg.Sessions ||
-			w.cfg.RetryAfter != cfg.RetryAfter || w.cfg.InitReserved != cfg.InitReserved || !slices.Equal(w.cfg.Worker, cfg.Worker) {
+			w.cfg.RetryAfter != cfg.RetryAfter || w.cfg.RefusalFile != cfg.RefusalFile || w.cfg.InitReserved != cfg.InitReserved || !slices.Equal(w.cfg.Worker, cfg.Worker) {
 			return nil, fmt.Errorf("pkcs11: another backend uses the same token %s with other settings; name the token once and use that backend in both places", cfg.tokenName())
 		}
 		w.refs++
@@ -64,7 +64,7 @@ func (r *Modules) openRemote(key tokenKey, cfg Config) (*remote, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &remote{
-		cfg: cfg, modules: r, refs: 1, pins: &pinFile{path: cfg.PINFile},
+		cfg: cfg, modules: r, refs: 1, pins: cfg.pinFile(),
 		ctx: ctx, cancel: cancel, ended: make(chan struct{}),
 		changed: make(chan struct{}), reason: errFirstWorker, since: time.Now(), soon: true,
 	}

@@ -59,8 +59,10 @@ type token struct {
 	crew                            crew          // runs calls with a session of a pool
 	makeTurn                        chan struct{} // capacity 1: one key is generated at a time
 
-	loginTurn chan struct{} // capacity 1: guards the turn from pins.take to what became of it
-	pins      pinSource
+	loginTurn  chan struct{} // capacity 1: guards the turn from pins.take to what became of it, and what follows
+	pins       pinSource
+	loginEpoch uint64 // in which a PIN was accepted last
+	doubtEpoch uint64 // in which one was refused since, or could not be sent
 
 	logins, renewals, restarts atomic.Uint64 // for Stats
 	waits                      waits         // for Stats
@@ -82,7 +84,7 @@ func (r *Modules) open(cfg Config) (*token, error) {
 		return nil, fmt.Errorf("pkcs11: token %s: module %s: %w", cfg.tokenName(), cfg.Module, errReserved)
 	}
 	if t := r.tokens[key]; t != nil {
-		if t.cfg.PINFile != cfg.PINFile || t.cfg.InsistOnLogin != cfg.InsistOnLogin || t.cfg.Sessions != cfg.Sessions || t.cfg.RetryAfter != cfg.RetryAfter {
+		if t.cfg.PINFile != cfg.PINFile || t.cfg.InsistOnLogin != cfg.InsistOnLogin || t.cfg.Sessions != cfg.Sessions || t.cfg.RetryAfter != cfg.RetryAfter || t.cfg.RefusalFile != cfg.RefusalFile {
 			return nil, fmt.Errorf("pkcs11: another backend uses the same token %s with other settings; name the token once and use that backend in both places", cfg.tokenName())
 		}
 		t.refs++
@@ -148,6 +150,7 @@ func (t *token) up(ctx context.Context, wait bool) (*link, error) {
 		}
 		t.startIfDue()
 		a, reason := t.attempt, t.reason
+		wait = wait || errors.Is(reason, errPINChanged) // it is well too
 		t.mu.Unlock()
 		if a == nil || !wait {
 			return nil, down(reason)
@@ -179,6 +182,17 @@ func (t *token) lose(l *link, err error, lost bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.loseLocked(l, err, lost)
+}
+
+// relog has the module initialized again for the next login, at once: nothing
+// is the matter but that the last login is lost and the PIN has changed.
+func (t *token) relog(l *link, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.link == l && !t.closed {
+		t.loseLocked(l, err, true)
+		t.start()
+	}
 }
 
 // loseLocked is lose for a caller that holds mu.
@@ -264,11 +278,11 @@ func (t *token) connect(x *examination, lost bool) (*link, *problem) {
 		fresh = err == nil
 	}
 	l, p := t.logInto(mod, epoch, x)
-	if p == nil || p.stage != StepToken || p.settled || fresh {
+	if p == nil || fresh || !errors.Is(p, errPINChanged) && (p.stage != StepToken || p.settled) {
 		return l, p
 	}
-	// Modules look for tokens when they are initialized; SoftHSM never does
-	// again.
+	// Modules look for tokens when they are initialized, and at what tokens say
+	// about their PIN; SoftHSM never does again.
 	if epoch, err = t.restart(mod, epoch); err != nil {
 		if errors.Is(err, errTooSoon) {
 			return nil, p
@@ -367,7 +381,7 @@ func (t *token) logInto(mod *module, epoch uint64, x *examination) (*link, *prob
 	if err != nil {
 		return nil, &problem{stage: StepToken, text: fmt.Sprintf("token %q opens no session", info.label), err: t.noted(err)}
 	}
-	if err := t.logIn(t.ctx, lib, slot, h); err != nil {
+	if err := t.logIn(t.ctx, lib, epoch, slot, h); err != nil {
 		_ = lib.closeSession(h)
 		var p *problem
 		if !errors.As(err, &p) {
@@ -380,7 +394,7 @@ func (t *token) logInto(mod *module, epoch uint64, x *examination) (*link, *prob
 	return &link{
 		t: t, mod: mod, lib: lib, epoch: epoch, slot: slot, info: info,
 		pool: pool, desk: make(chan struct{}, 1),
-		login: session{handle: h, open: true}, places: map[keyName]place{},
+		login: session{handle: h, open: true}, places: map[keyName]place{}, told: map[selector]bool{},
 	}, nil
 }
 
@@ -460,6 +474,12 @@ func use[T any](ctx context.Context, t *token, wait bool, call func(*link) (T, e
 		var p *problem
 		switch {
 		case errors.Is(err, errEpoch):
+			if !again {
+				continue
+			}
+			err = down(err)
+		case errors.Is(err, errPINChanged):
+			t.relog(l, err)
 			if !again {
 				continue
 			}

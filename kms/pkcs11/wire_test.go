@@ -262,7 +262,7 @@ func specimens() map[frameKind][][]byte {
 			appendExamination(nil, examination{module: moduleInfo{"a", "b", "c"}, token: tokenInfo{"l", "s", "m", "o", 5, 6}, problem: p, err: context.DeadlineExceeded, warning: "w"}),
 			appendSelectors(nil, []selector{want.selector, {}}),
 		},
-		framePINWanted:  {[]byte("USER_PIN_COUNT_LOW"), nil},
+		framePINWanted:  {appendPINQuestion(nil, pinQuestion{warning: "USER_PIN_COUNT_LOW", trust: trustSame, token: tokenName{"a", "b", "c", "d"}}), appendPINQuestion(nil, pinQuestion{})},
 		framePINOutcome: {appendPINOutcome(nil, pinAccepted, nil), appendPINOutcome(nil, pinRefused, &callError{"C_Login", 0xA0})},
 		frameBeat:       {beat},
 		frameLog:        {appendLogLine(nil, logLine{slog.LevelWarn, "message", []slog.Attr{slog.Int("n", 7), slog.Any("why", p)}})},
@@ -499,7 +499,7 @@ func TestPINIsAskedForOverTheSocket(t *testing.T) {
 	if w.pins.barred(t.Context()) {
 		t.Error("a PIN that nobody refused is barred")
 	}
-	p, err := w.pins.take(t.Context(), "")
+	p, err := w.pins.take(t.Context(), pinQuestion{})
 	if err != nil || string(p.bytes()) != "123456" {
 		t.Fatalf("take: %v, %v", p, err)
 	}
@@ -507,7 +507,7 @@ func TestPINIsAskedForOverTheSocket(t *testing.T) {
 	if !w.pins.barred(t.Context()) {
 		t.Error("a refused PIN is not barred")
 	}
-	_, err = w.pins.take(t.Context(), "")
+	_, err = w.pins.take(t.Context(), pinQuestion{})
 	var why *problem
 	if !errors.As(err, &why) || why.stage != StepLogin || !errors.Is(err, ckr(0xA0)) || !containsAll(why.Error(), file, "was refused before", "CKR_PIN_INCORRECT") {
 		t.Errorf("take after a refusal: %v", err)
@@ -520,13 +520,13 @@ func TestPINIsAskedForOverTheSocket(t *testing.T) {
 	}
 	for n := range 20 {
 		gone, cancel := context.WithTimeout(t.Context(), time.Duration(n)*10*time.Microsecond)
-		if p, err := w.pins.take(gone, ""); err == nil {
+		if p, err := w.pins.take(gone, pinQuestion{}); err == nil {
 			p.clear()
 			w.pins.undecided()
 		}
 		cancel()
 	}
-	if p, err = w.pins.take(t.Context(), ""); err != nil || string(p.bytes()) != "2222" {
+	if p, err = w.pins.take(t.Context(), pinQuestion{}); err != nil || string(p.bytes()) != "2222" {
 		t.Errorf("take after others were given up: %v, %v", p, err)
 	}
 	w.pins.accepted()

@@ -357,8 +357,8 @@ type askedPINs struct {
 	asked  chan pinAnswer // guarded by mu: where the answer to it goes; nil if nobody waits
 }
 
-func (a *askedPINs) take(ctx context.Context, warning string) (*pin, error) {
-	got := a.ask(ctx, framePINWanted, warning)
+func (a *askedPINs) take(ctx context.Context, q pinQuestion) (*pin, error) {
+	got := a.ask(ctx, framePINWanted, appendPINQuestion(nil, q))
 	if got.pin == nil && got.err == nil {
 		return nil, errFrame // an answer to another question
 	}
@@ -366,7 +366,7 @@ func (a *askedPINs) take(ctx context.Context, warning string) (*pin, error) {
 }
 
 func (a *askedPINs) barred(ctx context.Context) bool {
-	got := a.ask(ctx, framePINBarred, "")
+	got := a.ask(ctx, framePINBarred, nil)
 	if got.pin != nil {
 		got.pin.clear()
 		a.undecided()
@@ -376,7 +376,7 @@ func (a *askedPINs) barred(ctx context.Context) bool {
 }
 
 // ask asks the parent and waits for the answer while ctx lives.
-func (a *askedPINs) ask(ctx context.Context, kind frameKind, text string) pinAnswer {
+func (a *askedPINs) ask(ctx context.Context, kind frameKind, question []byte) pinAnswer {
 	select {
 	case a.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -386,7 +386,7 @@ func (a *askedPINs) ask(ctx context.Context, kind frameKind, text string) pinAns
 	a.mu.Lock()
 	a.number++
 	a.asked = answer
-	err := a.out.send(kind, a.number, []byte(text))
+	err := a.out.send(kind, a.number, question)
 	a.mu.Unlock()
 	if err != nil {
 		return pinAnswer{err: err}

@@ -255,6 +255,20 @@ func (k *Token) Tool(args ...string) string {
 	return k.run("pkcs11-tool", append([]string{"--module", k.Module, "--token-label", k.Label, "--login", "--pin", PIN}, args...)...)
 }
 
+// ChangePIN changes the user PIN on the token from PIN to pin; it does not write
+// it into the PIN file, and Tool goes on with PIN.
+func (k *Token) ChangePIN(pin string) {
+	k.t.Helper()
+	k.Tool("--change-pin", "--new-pin", pin)
+}
+
+// PINCountLow reports that the token remembers a wrong PIN since the last good
+// one, as another process sees it.
+func (k *Token) PINCountLow() bool {
+	k.t.Helper()
+	return strings.Contains(k.run("pkcs11-tool", "--module", k.Module, "--list-token-slots"), "user PIN count low")
+}
+
 // Serial is the token's serial number.
 func (k *Token) Serial() string {
 	k.t.Helper()
