@@ -24,7 +24,7 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	path := filepath.Join(dir, "bulla")
 	args := []string{"build", "-o", path}
-	if raceEnabled {
+	if RaceEnabled {
 		args = append(args, "-race")
 	}
 	cmd := exec.Command("go", append(args, "github.com/bulla-project/bulla/cmd/bulla")...)

@@ -2,4 +2,6 @@
 
 package harness
 
-const raceEnabled = false
+// RaceEnabled says whether the test, and so the binary it builds, has the race
+// detector.
+const RaceEnabled = false

@@ -93,11 +93,16 @@ func TestWaitingForASessionEndsWithTheContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		begin := time.Now()
-		if _, err := p.get(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "one of 1 sessions") {
+		if _, err := p.get(ctx); !errors.Is(err, kms.ErrThrottled) || !strings.Contains(err.Error(), "none of 1 sessions") {
 			t.Errorf("got error %v", err)
 		}
-		if took := time.Since(begin); took != time.Hour {
-			t.Errorf("waited %v, want an hour", took)
+		if took := time.Since(begin); took != time.Hour/2 {
+			t.Errorf("waited %v, want half of the hour, for a signature takes time too", took)
+		}
+		left, leave := context.WithCancel(t.Context())
+		time.AfterFunc(time.Minute, leave)
+		if _, err := p.get(left); !errors.Is(err, context.Canceled) {
+			t.Errorf("got error %v after the caller has gone", err)
 		}
 		got := make(chan *session)
 		go func() {
@@ -112,6 +117,16 @@ func TestWaitingForASessionEndsWithTheContext(t *testing.T) {
 		p.put(s)
 		if <-got != s {
 			t.Error("the waiter got another session")
+		}
+		gone := make(chan error)
+		go func() {
+			_, err := p.get(t.Context())
+			gone <- err
+		}()
+		synctest.Wait()
+		p.retire()
+		if err := <-gone; !errors.Is(err, errEpoch) {
+			t.Errorf("a pool that is lost keeps its waiters: %v", err)
 		}
 	})
 }

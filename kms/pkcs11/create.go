@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"slices"
@@ -183,6 +184,8 @@ func (l *link) create(ctx context.Context, spec kms.KeySpec, tag string) (select
 		defer l.mod.gate.leave()
 		call := l.t.making.enter()
 		defer l.t.making.leave(call)
+		l.mod.generating.Add(1)
+		defer l.mod.generating.Add(-1)
 
 		s, err := l.writable(ctx)
 		if err != nil {
@@ -308,6 +311,9 @@ func (l *link) examineCreated(s *session, spec kms.KeySpec, public, private uint
 	})
 	if err == nil {
 		err = spec.Algorithm.CheckPublic(pub)
+	}
+	if r, ok := pub.(*rsa.PublicKey); err == nil && ok && (r.N.BitLen() != spec.Bits() || r.E != 65537) {
+		err = fmt.Errorf("%w: token %q made an RSA key of %d bits with the exponent %d, and one of %d bits with 65537 was asked for", kms.ErrKeyMismatch, l.info.label, r.N.BitLen(), r.E, spec.Bits())
 	}
 	var c ckr
 	if err != nil && !errors.As(err, &c) && !errors.Is(err, kms.ErrKeyMismatch) {

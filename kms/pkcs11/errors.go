@@ -236,6 +236,7 @@ func carriesSentinel(err error) bool {
 type problem struct {
 	stage   string // StepModule, StepToken or StepLogin
 	settled bool   // another look at the module's slots does not help
+	unsure  bool   // a PIN was sent, and nobody said whether it was wrong
 	text    string
 	advice  string
 	err     error // what the module or the system said, may be nil

@@ -621,7 +621,7 @@ func (l *link) publics(s *session, object uint, kind kms.KeyType) ([][]byte, err
 // back, unless they died with their epoch. The others of the process keep
 // their login: it ends with the last session.
 func (l *link) retire(ctx context.Context) {
-	l.pool.retired.Store(true)
+	l.pool.retire()
 	l.distrust(ctx)
 	// First the gate, then the desk, as calls do: whoever waits at a gate that
 	// is parked with the desk in hand keeps those inside from coming out.
@@ -638,18 +638,25 @@ func (l *link) retire(ctx context.Context) {
 	_ = l.lib.closeSession(l.login.handle)
 }
 
-// distrust throws away all sessions of the pool.
+// distrust throws away all sessions of the pool. Each goes back to it when it is
+// closed, and counts as in use until then, so that a module that hangs in one is
+// found out.
 func (l *link) distrust(ctx context.Context) {
 	old := l.pool.distrust()
-	if err := l.mod.enter(ctx, l.epoch); err == nil {
-		call := l.t.others.enter()
-		for _, s := range old {
-			l.discard(s)
+	if err := l.mod.enter(ctx, l.epoch); err != nil {
+		for range old {
+			l.pool.release()
 		}
-		l.t.others.leave(call)
-		l.mod.gate.leave()
+		return
 	}
-	for range old {
+	defer l.mod.gate.leave()
+	calls := make([]uint64, len(old))
+	for i := range old {
+		calls[i] = l.t.inUse.enter()
+	}
+	for i, s := range old {
+		l.discard(s)
+		l.t.inUse.leave(calls[i])
 		l.pool.release()
 	}
 }

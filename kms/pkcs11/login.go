@@ -92,8 +92,15 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, epoch uint64, slot, ses
 				"and if the token warns that few tries are left, also "+byHand, err)
 	default:
 		t.pins.undecided()
-		return fail(fmt.Sprintf("token %q cannot be logged in to", info.label), "", err)
+		return &problem{stage: StepLogin, text: fmt.Sprintf("token %q cannot be logged in to", info.label), err: err, unsure: !beforeThePIN(err)}
 	}
+}
+
+// beforeThePIN reports that a login ended for a reason that comes before the PIN
+// is looked at: the token, the session or room for it is gone.
+func beforeThePIN(err error) bool {
+	c := classOf(err)
+	return c == gone || c == full || errors.Is(err, ckr(0xB3)) || errors.Is(err, ckr(0xB0)) || errors.Is(err, ckr(0x02))
 }
 
 // toolCommand is a command for the operator's shell: pkcs11-tool on one token,

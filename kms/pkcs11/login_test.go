@@ -4,12 +4,14 @@ package pkcs11
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
@@ -261,5 +263,41 @@ func TestLoginLostAndRefusedClosesAllSessions(t *testing.T) {
 			_ = b.Check(t.Context())
 			return signs(t.Context(), k)
 		})
+	}
+}
+
+// A vendor's own code may mean a wrong PIN that counts, or a token that is out
+// of reach.
+func TestLoginsWithoutAVerdictComeLessAndLessOften(t *testing.T) {
+	hsm := softhsmtest.New(t, "bulla")
+	hsm.GenerateKey("k", "01", kms.ES256)
+	lib := &meddler{}
+	lib.set(func(call string) error {
+		if call == "login" {
+			return &callError{"C_Login", 0x80000011}
+		}
+		return nil
+	})
+	cfg := config(hsm)
+	cfg.Modules = meddledModules(lib)
+	b, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	// At 20 ms, then 40, 80, 160, 320 ms after the one before.
+	for until := time.Now().Add(700 * time.Millisecond); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		_, _ = b.OpenKey(t.Context(), "object=k", kms.ES256)
+	}
+	if n := lib.logins.Load(); n < 2 || n > 7 {
+		t.Errorf("%d logins in 700 ms, want some 6", n)
+	}
+	lib.set(nil)
+	begin := time.Now()
+	for err = errors.New("not tried"); err != nil && time.Since(begin) < 10*time.Second; time.Sleep(5 * time.Millisecond) {
+		_, err = b.OpenKey(t.Context(), "object=k", kms.ES256)
+	}
+	if err != nil {
+		t.Errorf("a login that would do now is not made: %v", err)
 	}
 }

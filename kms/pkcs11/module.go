@@ -93,6 +93,8 @@ type module struct {
 	epoch atomic.Uint64
 	links atomic.Int64 // tokens that are up
 
+	generating atomic.Int64 // key pairs, of any token, which takes long
+
 	life      chan struct{} // capacity 1: held for lifecycle calls; guards what follows
 	lib       cryptoki      // nil until loaded, then constant
 	reserved  string        // for C_Initialize; constant while there are users, or the module is initialized

@@ -58,6 +58,7 @@ type pool struct {
 	rights     chan struct{} // sessions that may be opened
 	generation atomic.Uint64 // sessions of an older one are not used again
 	retired    atomic.Bool   // no session is used again
+	gone       chan struct{} // closed with it: nobody waits for a session any more
 
 	waiting, inUse, opened atomic.Int64 // for Stats
 	waits                  *waits       // for Stats, of the token
@@ -76,6 +77,7 @@ func newPool(size int) *pool {
 	p := &pool{
 		idle:   make(chan *session, size),
 		rights: make(chan struct{}, size),
+		gone:   make(chan struct{}),
 		size:   size,
 		full:   size,
 		pause:  regrowPause,
@@ -87,8 +89,10 @@ func newPool(size int) *pool {
 	return p
 }
 
-// get waits for a session until ctx ends; an open one is taken first. If too
-// many wait already it fails at once.
+// get waits for a session; an open one is taken first. It waits for half of the
+// time that ctx leaves: a session that comes later would be used for a signature
+// that nobody waits for any more, and while more is asked for than the token can
+// do, all of them would. If too many wait already it fails at once.
 func (p *pool) get(ctx context.Context) (*session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -110,6 +114,12 @@ func (p *pool) get(ctx context.Context) (*session, error) {
 	if queue := int64(max(minQueue, queuePerSession*p.full)); p.waiting.Add(1) > queue {
 		return nil, fmt.Errorf("%w: too many signatures wait for a session (%d); the token is too slow for the load, or hangs", kms.ErrThrottled, queue)
 	}
+	var late <-chan time.Time
+	if deadline, ok := ctx.Deadline(); ok {
+		timer := time.NewTimer(time.Until(deadline) / 2)
+		defer timer.Stop()
+		late = timer.C
+	}
 	select {
 	case s := <-p.idle:
 		p.inUse.Add(1)
@@ -117,8 +127,19 @@ func (p *pool) get(ctx context.Context) (*session, error) {
 	case <-p.rights:
 		p.inUse.Add(1)
 		return &session{}, nil
+	case <-p.gone:
+		return nil, errEpoch
+	case <-late:
+		return nil, fmt.Errorf("%w: none of %d sessions was free in half of the time that was left", kms.ErrThrottled, p.limit())
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for one of %d sessions: %w", p.limit(), ctx.Err())
+	}
+}
+
+// retire ends the use of the pool.
+func (p *pool) retire() {
+	if !p.retired.Swap(true) {
+		close(p.gone)
 	}
 }
 

@@ -104,7 +104,7 @@ func (t *token) look() time.Duration {
 	case t.blocked():
 		return lookEvery
 	}
-	if wait := t.cfg.RetryAfter - time.Since(t.tried); wait > 0 {
+	if wait := t.retryAfter() - time.Since(t.tried); wait > 0 {
 		return wait
 	}
 	t.start()

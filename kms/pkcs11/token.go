@@ -46,6 +46,7 @@ type token struct {
 	since   time.Time         // guarded by mu: of the last change between up and down
 	attempt *attempt          // guarded by mu: to bring the token up; nil if none runs
 	tried   time.Time         // guarded by mu: when the last attempt began
+	unsure  time.Duration     // guarded by mu: the pause after a login whose answer does not say whether the PIN was wrong
 	lost    bool              // guarded by mu: the next attempt initializes the module again
 	closed  bool              // guarded by mu
 	faults  map[string]uint64 // guarded by mu: errors of the module by their name
@@ -208,7 +209,7 @@ func (t *token) loseLocked(l *link, err error, lost bool) {
 
 // startIfDue starts an attempt if it is time for one. The caller holds mu.
 func (t *token) startIfDue() {
-	if t.attempt == nil && time.Since(t.tried) >= t.cfg.RetryAfter && !t.blocked() {
+	if t.attempt == nil && time.Since(t.tried) >= t.retryAfter() && !t.blocked() {
 		t.start()
 	}
 }
@@ -224,6 +225,26 @@ func (t *token) start() {
 	t.wg.Go(func() { t.bringUp(a, lost) })
 }
 
+// maxUnsure is the longest pause between logins that may have used up a try of
+// the PIN.
+const maxUnsure = 5 * time.Minute
+
+// retryAfter is how long after the last attempt the next may be made. The caller
+// holds mu.
+func (t *token) retryAfter() time.Duration { return max(t.cfg.RetryAfter, t.unsure) }
+
+// doubt notes how an attempt went. Some tokens refuse a PIN with a code of their
+// vendor, and lock; others answer so when they are out of reach. Neither must
+// use up the tries, nor need somebody to look: each pause is twice the one
+// before. The caller holds mu.
+func (t *token) doubt(p *problem) {
+	if p == nil || !p.unsure {
+		t.unsure = 0
+		return
+	}
+	t.unsure = min(max(2*t.unsure, t.cfg.RetryAfter), maxUnsure)
+}
+
 // bringUp is one attempt: module, token, login.
 func (t *token) bringUp(a *attempt, lost bool) {
 	defer close(a.done)
@@ -236,6 +257,7 @@ func (t *token) bringUp(a *attempt, lost bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.attempt = nil
+	t.doubt(p)
 	switch {
 	case p != nil:
 		if t.reason == nil || t.reason.Error() != p.Error() {
@@ -246,7 +268,7 @@ func (t *token) bringUp(a *attempt, lost bool) {
 		if time.Since(t.tried) > t.cfg.RetryAfter {
 			t.tried = time.Now() // it took long: a pause all the same
 		}
-		if errors.Is(p, errStuck) && t.making.longer(0) == 0 {
+		if errors.Is(p, errStuck) && t.mod.generating.Load() == 0 {
 			t.tellStuck(p)
 		}
 	default:
@@ -506,7 +528,12 @@ func (t *token) sign(ctx context.Context, key keyName, m mechanism, input []byte
 	if m.inputSize != 0 && len(input) != m.inputSize {
 		return nil, fmt.Errorf("%w: %v signs %d bytes here, not %d", kms.ErrKeyMismatch, m, m.inputSize, len(input))
 	}
-	return use(ctx, t, false, func(l *link) ([]byte, error) { return l.sign(ctx, key, m, input) })
+	signature, err := use(ctx, t, false, func(l *link) ([]byte, error) { return l.sign(ctx, key, m, input) })
+	if m.inputSize == 0 && errors.Is(err, ckr(0x21)) {
+		// The length is the caller's: nothing is wrong with the key.
+		return nil, fmt.Errorf("%w: the token does not sign a message of %d bytes by %v: send fewer claims, or use a key of another algorithm", kms.ErrTooLong, len(input), m)
+	}
+	return signature, err
 }
 
 func (t *token) openWrapping(ctx context.Context, want wanted) (foundWrapping, error) {
