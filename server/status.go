@@ -75,6 +75,11 @@ var table = []row{
 	{keycache.ErrLimited, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_REFRESH_LIMITED, ""},
 	{keycache.ErrNotRefreshable, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_KEY_SOURCE_NOT_REFRESHABLE, ""},
 
+	// What these wrap names places that callers have no business with.
+	{keyring.ErrBegun, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE,
+		"the change of keys has begun and goes on by itself: look at the signing keys after a while"},
+	{keyring.ErrCannotCreate, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_NO_NEXT_SIGNING_KEY,
+		"the backend refuses to make a signing key: the service's log says why; let it, or list a key of your own"},
 	{kms.ErrTooLong, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_CLAIMS_INVALID, ""},
 	{keyring.ErrNotOpen, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
 	// What a backend that is down takes with it (the data keys that authenticate

@@ -36,6 +36,16 @@ func registerStats(m *telemetry.Metrics, b *backends, store *bolt.Store, cache *
 		counter("bulla_pkcs11_restarts_total", "Times the module was initialized again.", backend, func() float64 { return float64(token.Stats().Restarts) })
 	}
 	for _, i := range issuers.All() {
+		gauge("bulla_signing_key_rotations_failing", "Keys of the issuer that are due to be replaced and cannot be: readyz and the log say why.", map[string]string{"issuer": i.Name()}, func() float64 {
+			rotations, _ := keys.Rotations(i.Name()) // of a configured issuer
+			failing := 0
+			for _, r := range rotations {
+				if r.Problem != "" {
+					failing++
+				}
+			}
+			return float64(failing)
+		})
 		gauge("bulla_signing_key_orphans", "Keys that were made for the issuer and that nobody needs: the log says what to do.", map[string]string{"issuer": i.Name()}, func() float64 {
 			orphans, _ := keys.Orphans(i.Name()) // of a configured issuer
 			return float64(len(orphans))

@@ -148,7 +148,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	closing(backends.Close)
 	wrapping.backends.Store(backends)
 
-	keys, err := keyring.New(ctx, keyringConfig(cfg, store, backends.byName, log))
+	keys, err := keyring.New(ctx, keyringConfig(cfg, store, backends.byName, auditLog, log))
 	if err != nil {
 		return err
 	}

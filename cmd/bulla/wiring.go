@@ -146,8 +146,12 @@ func newPolicy(cfg *config.Config) (*authz.Policy, error) {
 	return authz.New(cfg.AuthzGrants())
 }
 
-func keyringConfig(cfg *config.Config, store keyring.Store, backends map[string]kms.Backend, log *slog.Logger) keyring.Config {
-	c := keyring.Config{Store: store, Backends: backends, MaxLag: cfg.Store.MaxLag, Logger: log}
+func keyringConfig(cfg *config.Config, store keyring.Store, backends map[string]kms.Backend, auditLog *audit.Log, log *slog.Logger) keyring.Config {
+	c := keyring.Config{
+		Store: store, Backends: backends, MaxLag: cfg.Store.MaxLag, Logger: log,
+		Alone:   true, // a bolt file is one process's
+		Changed: func(ctx context.Context, change keyring.Change) { recordChange(ctx, auditLog, change, log) },
+	}
 	for _, i := range cfg.Issuers {
 		one := keyring.Issuer{
 			Name: i.Name, DefaultAlgorithm: i.DefaultSigningAlgorithm, JWKSMaxAge: i.JWKSMaxAge, MaxLifetime: i.MaxLifetime,
@@ -163,6 +167,21 @@ func keyringConfig(cfg *config.Config, store keyring.Store, backends map[string]
 		c.Issuers = append(c.Issuers, one)
 	}
 	return c
+}
+
+// recordChange puts a change of signing keys on record, whoever asked for it or
+// none. What has been stored is in force also if it cannot be recorded.
+func recordChange(ctx context.Context, auditLog *audit.Log, change keyring.Change, log *slog.Logger) {
+	e := audit.Event{
+		Outcome: audit.Changed, Issuer: change.Issuer, SigningAlgorithm: string(change.Algorithm),
+		OldThumbprint: change.OldKeyID, NewThumbprint: change.NewKeyID, KeySource: "rotation",
+	}
+	if change.Emergency {
+		e.Settings = "emergency"
+	}
+	if err := auditLog.Record(ctx, e); err != nil {
+		log.ErrorContext(ctx, "a change of signing keys is not on record", "issuer", change.Issuer, "algorithm", change.Algorithm, "error", err)
+	}
 }
 
 func fetchConfig(cfg *config.Config, log *slog.Logger) fetch.Config {

@@ -51,28 +51,25 @@ type place struct {
 	label, module string
 }
 
-// inHSM reports whether the PKCS#11 backend creates keys; a file of keys stands
-// in for one that does not.
-func inHSM() bool {
-	_, ok := any((*pkcs11.Backend)(nil)).(kms.Creator)
-	return ok
+// inToken is a place whose keys are in a SoftHSM token.
+func inToken(t *testing.T) place {
+	p := place{dir: t.TempDir()}
+	token := softhsmtest.New(t, "rotation")
+	token.GenerateKey("first", "01", kms.ES256)
+	p.label, p.module = token.Label, token.Module
+	pin, err := os.ReadFile(token.PINFile)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(p.dir, "pin"), pin, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
-func newPlace(t *testing.T) place {
+// inFile is a place whose keys are in a file.
+func inFile(t *testing.T) place {
 	p := place{dir: t.TempDir()}
-	if inHSM() {
-		token := softhsmtest.New(t, "rotation")
-		token.GenerateKey("first", "01", kms.ES256)
-		p.label, p.module = token.Label, token.Module
-		pin, err := os.ReadFile(token.PINFile)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(p.dir, "pin"), pin, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
 	if _, err := local.Create(filepath.Join(p.dir, "keys.json"), kms.ES256, "first"); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +190,7 @@ func TestKillAtAnyStepLeavesOneKeyThatIsFound(t *testing.T) {
 	for _, step := range []string{intentStored, keyCreated, keyOpened, entryRecorded} {
 		for _, when := range []string{"before", "after"} {
 			t.Run(when+" "+step, func(t *testing.T) {
-				p := newPlace(t)
+				p := inToken(t)
 				cmd := exec.CommandContext(t.Context(), exe)
 				cmd.Env = append(os.Environ(), childEnv+"="+p.dir, killEnv+"="+when+" "+step, tokenEnv+"="+p.label, moduleEn+"="+p.module)
 				out, err := cmd.CombinedOutput()

@@ -399,7 +399,7 @@ func TestNobodyCreatesUnderAClaimThatHasEnded(t *testing.T) {
 		in := Intent{Tag: "bulla-test", Backend: "hsm", ClaimedAt: time.Now()}
 		until := i.createUntil(in)
 		wait(61 * time.Second)
-		if _, err := i.findOrCreate(t.Context(), in, kms.ES256, until); !errors.Is(err, errClaimEnds) || len(m.made()) != 0 {
+		if _, err := i.findOrCreate(t.Context(), in, kms.ES256, time.Time{}, until); !errors.Is(err, errClaimEnds) || len(m.made()) != 0 {
 			t.Errorf("%v, %d keys made; want errClaimEnds and none", err, len(m.made()))
 		}
 	})
@@ -409,7 +409,7 @@ func TestAKeyThatComesLateIsReportedAsAnOrphan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		m := newMaker(t, w.hsm)
-		m.slow = 90 * time.Second // longer than CreateKey is waited for
+		m.slow = 2 * time.Minute // longer than CreateKey and FindKeys are waited for
 		w.startConfig(t, w.creating(m, listed(kms.ES256, "a")))
 		done := make(chan Rotated)
 		go func() { done <- w.rotate(t, false) }()

@@ -46,10 +46,12 @@ type issuer struct {
 	suspected chan struct{}
 
 	rotations map[kms.Algorithm]*rotation
-	sweepTo   task           // looking for orphans
-	unswept   map[string]int // tags to look for, and how often still
-	sweptOnce bool           // all tags were looked for since the start
-	orphans   map[Location]Orphan
+	// remembered are the rings that know what is in force here.
+	remembered map[kms.Algorithm]bool
+	sweepTo    task           // looking for orphans
+	unswept    map[string]int // tags to look for, and how often still
+	sweptOnce  bool           // all tags were looked for since the start
+	orphans    map[Location]Orphan
 
 	requests chan *request // to run, from Rotate
 	stopped  chan struct{} // closed when run has ended
@@ -110,6 +112,7 @@ func newIssuer(cfg *Config, ic Issuer) *issuer {
 		reported:   map[slotID]bool{},
 		suspected:  make(chan struct{}, 1),
 		rotations:  map[kms.Algorithm]*rotation{},
+		remembered: map[kms.Algorithm]bool{},
 		unswept:    map[string]int{},
 		orphans:    map[Location]Orphan{},
 		requests:   make(chan *request),
@@ -252,7 +255,8 @@ func news(before, err error) bool { return before == nil || before.Error() != er
 
 // reload reads the rings from the store. If it cannot, the last ones stay.
 func (i *issuer) reload(ctx context.Context) {
-	bounded, cancel := context.WithTimeout(ctx, i.cfg.Timeout)
+	// An answer that comes later is too old to be kept.
+	bounded, cancel := context.WithTimeout(ctx, min(i.cfg.Timeout, i.cfg.MaxLag))
 	defer cancel()
 	began := i.cfg.Clock() // what is written from here on may be missing
 	rings, err := i.cfg.Store.Rings(bounded, i.name)
@@ -428,6 +432,7 @@ func (i *issuer) publish() {
 	}
 	for alg, r := range i.rotations {
 		ring(alg).rotation = r.problem
+		ring(alg).due, ring(alg).tag = i.underWay(alg, now)
 	}
 	for _, o := range i.orphans {
 		v.orphans = append(v.orphans, o)

@@ -127,15 +127,23 @@ func (i *issuer) join(ctx context.Context, l *listedKey, proofs []proof) error {
 	return nil
 }
 
-// draft is a copy of a ring to change, or a new one.
+// draft is a copy of a ring to change, or a new one. It is up to date with the
+// configuration.
 func (i *issuer) draft(alg kms.Algorithm) Ring {
-	r := i.rings[alg]
-	if r == nil {
-		return Ring{Issuer: i.name, Algorithm: alg}
-	}
-	d := *r
-	d.Entries = slices.Clone(r.Entries)
+	d, _ := i.upToDate(alg)
 	return d
+}
+
+// upToDate is draft, and whether that differs from the ring.
+func (i *issuer) upToDate(alg kms.Algorithm) (d Ring, differs bool) {
+	d = Ring{Issuer: i.name, Algorithm: alg}
+	if r := i.rings[alg]; r != nil {
+		d = *r
+		d.Entries, d.Dropped = slices.Clone(r.Entries), slices.Clone(r.Dropped)
+	}
+	now := i.cfg.Clock()
+	differs = i.terms.remember(&d, now, !i.remembered[alg])
+	return d, i.terms.of(&d).extend(d.Entries, now) || differs
 }
 
 // put writes a changed draft over the ring that it was made of. The time that
@@ -143,6 +151,7 @@ func (i *issuer) draft(alg kms.Algorithm) Ring {
 func (i *issuer) put(ctx context.Context, draft Ring) error {
 	now := i.cfg.Clock()
 	draft.Entries = prune(draft.Entries, now, func(e Entry) bool { return i.listedFor(draft.Algorithm, e) != nil })
+	draft.Dropped = pruneDropped(draft.Dropped, now)
 	bounded, cancel := context.WithTimeout(ctx, i.terms.write)
 	defer cancel()
 	stored, err := i.cfg.Store.PutRing(bounded, draft, draft.Revision)
@@ -150,6 +159,7 @@ func (i *issuer) put(ctx context.Context, draft Ring) error {
 		return fmt.Errorf("write the key ring to the store: %w", err)
 	}
 	i.rings[draft.Algorithm] = stored
+	i.remembered[draft.Algorithm] = true
 	i.adopt()
 	return nil
 }

@@ -149,6 +149,30 @@ type Config struct {
 	// before another goes on in its place. At least CreateTimeout and twice
 	// Timeout. Default 2 min.
 	Lease time.Duration
+	// Alone says that no other process uses the Store while this one does. So
+	// whoever else has begun to create a key is dead, and its lease need not
+	// be waited for.
+	Alone bool
+
+	// Changed is called after a change of keys is on record, by the replica
+	// that recorded it and once; nil is nobody. A process that dies, or that
+	// the store does not answer, between the one and the other does not call
+	// it. It holds up the issuer's other work, so it must be quick.
+	Changed func(context.Context, Change)
+}
+
+// Change is a change of keys that is on record. The first key of a ring is none.
+type Change struct {
+	Issuer    string
+	Algorithm kms.Algorithm
+	// OldKeyID and NewKeyID are the kids of the key that signs until
+	// ActivateAt, and of the one that signs from then on.
+	OldKeyID, NewKeyID string
+	ActivateAt         time.Time
+	// Emergency says that the old key was taken out of the JWK Set at once.
+	Emergency bool
+	// Requested says that somebody asked for it, and not the schedule alone.
+	Requested bool
 }
 
 // Issuer is the configuration of one issuer.
@@ -163,10 +187,11 @@ type Issuer struct {
 	Keys []Key
 
 	// JWKSMaxAge is how long verifiers may keep the issuer's JWK Set. When it
-	// is lowered, the longer time has to pass before keys are replaced.
-	// Default 10 min.
+	// is lowered, keys are replaced no sooner than the sets that may be kept
+	// for longer have gone. Default 10 min.
 	JWKSMaxAge time.Duration
-	// MaxLifetime is the longest time from iat to exp of a token, likewise.
+	// MaxLifetime is the longest time from iat to exp of a token. When it is
+	// changed, keys stay published for as long as the longer one wants it.
 	// Default 1 h.
 	MaxLifetime time.Duration
 	// Rotation is how the issuer's keys are replaced.

@@ -11,7 +11,8 @@ import (
 )
 
 // Orphan is a key that Bulla created and that is in no ring: its creation took
-// so long that another was made in its place, and it came to be all the same.
+// so long that another was made or taken in its place, and it came to be all the
+// same; or it did not open, and an emergency could not wait.
 // It has signed no token and was never published. Delete it in its backend.
 type Orphan struct {
 	Algorithm kms.Algorithm
@@ -61,6 +62,14 @@ func (i *issuer) sweeping() job {
 				tags[e.Tag] = tagged{alg, e.Locations[0].Backend}
 			}
 		}
+		for _, o := range ring.Dropped {
+			if i.sweptOnce && i.unswept[o.Tag] == 0 {
+				continue
+			}
+			if _, err := i.creator(o.Backend); err == nil {
+				tags[o.Tag] = tagged{alg, o.Backend}
+			}
+		}
 	}
 	return func(ctx context.Context) func(context.Context) {
 		found := map[Location]Orphan{}
@@ -84,13 +93,6 @@ func (i *issuer) sweeping() job {
 
 // swept takes the result of sweeping: the keys that carry one of the tags.
 func (i *issuer) swept(looked func(tag string) bool, found map[Location]Orphan, err error) {
-	if err != nil {
-		if i.sweepTo.noteworthy(err) {
-			i.log.Warn("cannot look for created keys that are in no ring, trying again", "error", err)
-		}
-		i.sweepTo.failed(i.cfg, err, i.cfg.RetryMax)
-		return
-	}
 	inRing, tags := map[Location]bool{}, map[string]bool{}
 	for _, ring := range i.rings {
 		for _, e := range ring.Entries {
@@ -99,14 +101,24 @@ func (i *issuer) swept(looked func(tag string) bool, found map[Location]Orphan, 
 				inRing[l] = true
 			}
 		}
+		for _, o := range ring.Dropped {
+			tags[o.Tag] = true
+		}
 	}
-	// Those that have been deleted are reported no more.
-	maps.DeleteFunc(i.orphans, func(l Location, o Orphan) bool { return looked(o.Tag) && found[l] == (Orphan{}) })
 	for l, o := range found {
 		if !inRing[l] {
 			i.orphan(o)
 		}
 	}
+	if err != nil {
+		if i.sweepTo.noteworthy(err) {
+			i.log.Warn("cannot look for created keys that are in no ring, trying again", "error", err)
+		}
+		i.sweepTo.failed(i.cfg, err, i.cfg.RetryMax)
+		return
+	}
+	// Those that have been deleted are reported no more.
+	maps.DeleteFunc(i.orphans, func(l Location, o Orphan) bool { return looked(o.Tag) && found[l] == (Orphan{}) })
 	i.sweptOnce = true
 	i.sweepTo.ok(i.cfg.Lease)
 	for tag, times := range i.unswept {

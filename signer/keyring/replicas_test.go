@@ -15,7 +15,9 @@ import (
 // Two replicas, one real store, one real backend, and many rings that both are
 // asked to rotate in the same moment: each time one key comes to be.
 func TestReplicasOnOneStoreMakeOneKeyForEachRing(t *testing.T) {
-	p := newPlace(t)
+	// SoftHSM fails now and then, and leaves a part of a key, when one session
+	// looks for keys while another makes one; here every key is counted.
+	p := inFile(t)
 	store, backend, ref, err := p.open(t.Context())
 	if err != nil {
 		t.Fatal(err)

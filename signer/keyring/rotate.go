@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/bulla-project/bulla/kms"
@@ -15,6 +16,18 @@ import (
 // for the algorithm waits as next, open and without a time to become active.
 // List one more key in the configuration and try again.
 var ErrNoNext = errors.New("no listed key waits to become the next one")
+
+// What Rotate answers besides. Their texts are fit for callers; what they wrap
+// may name key locations.
+var (
+	// ErrCannotCreate: the backend refuses to make the key, and does so until
+	// an operator has put that right. Look at the health report or the log.
+	ErrCannotCreate = errors.New("the key backend refuses to create a signing key")
+
+	// ErrBegun: the change is not on record yet, and goes on without whoever
+	// asked for it. List the keys later.
+	ErrBegun = errors.New("the rotation has begun and goes on")
+)
 
 // Rotation is how the keys of an issuer are replaced.
 type Rotation struct {
@@ -42,14 +55,16 @@ type Rotated struct {
 //
 // In an emergency, because the active key may be stolen, the change happens now:
 // the new key signs and the old one leaves the JWK Set without waiting for
-// verifiers. A change that is pending is brought forward.
+// verifiers, and so do those that are retiring. The new key is one that signs:
+// that of a pending change, or one that waits, or one that is created.
 //
 // Errors are ErrIssuerUnknown; ErrNoKey if the ring has no active key to
 // replace; ErrNoNext; ErrNotOpen if no key has joined the ring yet, or the
 // pending one cannot be used; ErrUnavailable if the store does not answer or
-// has not authenticated the ring; and those of kms.Creator. If ctx ends, or the
-// store goes away, after a key was ordered, the rotation goes on all the same,
-// and the error says so.
+// has not authenticated the ring; and ErrCannotCreate. If ctx ends after a key
+// was ordered, the error is ErrBegun: it comes a moment before the deadline, so
+// that the caller still hears it. If it ends sooner, it is that of ctx, and
+// nothing has been done.
 func (k *Keyring) Rotate(ctx context.Context, issuer string, alg kms.Algorithm, emergency bool) (Rotated, error) {
 	i, ok := k.issuers[issuer]
 	if !ok {
@@ -58,7 +73,12 @@ func (k *Keyring) Rotate(ctx context.Context, issuer string, alg kms.Algorithm, 
 	wrong := func(err error) (Rotated, error) {
 		return Rotated{}, fmt.Errorf("rotate the %s key of issuer %s: %w", alg, issuer, err)
 	}
-	q := &request{alg: alg, emergency: emergency, answer: make(chan answer, 1)}
+	if deadline, ok := ctx.Deadline(); ok {
+		early, cancel := context.WithDeadline(ctx, deadline.Add(-min(lastWord, time.Until(deadline)/2)))
+		defer cancel()
+		ctx = early
+	}
+	q := &request{alg: alg, emergency: emergency, done: ctx.Done(), answer: make(chan answer, 1)}
 	select {
 	case i.requests <- q:
 	case <-ctx.Done():
@@ -83,11 +103,26 @@ func (k *Keyring) Rotate(ctx context.Context, issuer string, alg kms.Algorithm, 
 		return a.Rotated, nil
 	default:
 	}
+	goesOn := !q.fate.CompareAndSwap(undecided, gone)
 	if r := i.current.Load().rings[alg]; r != nil {
 		err = all(err, r.rotation)
 	}
-	return wrong(fmt.Errorf("it has begun and goes on, so list the keys later: %w", err))
+	if goesOn {
+		err = fmt.Errorf("%w, so list the keys later: %w", ErrBegun, err)
+	}
+	return wrong(err)
 }
+
+// lastWord is how long before its caller's deadline Rotate answers.
+const lastWord = 200 * time.Millisecond
+
+// The fates of a request: its caller leaves before anything was done for it, or
+// something is.
+const (
+	undecided = iota
+	gone
+	begun
+)
 
 var errStopped = fmt.Errorf("%w: the service is stopping", ErrUnavailable)
 
@@ -95,7 +130,10 @@ var errStopped = fmt.Errorf("%w: the service is stopping", ErrUnavailable)
 type request struct {
 	alg       kms.Algorithm
 	emergency bool
-	tag       string      // of the key that is created for it; may be empty
+	replaces  string          // the kid that was active when it came
+	tag       string          // of the key that is created for it; may be empty
+	done      <-chan struct{} // closed when the caller has gone
+	fate      atomic.Int32
 	answer    chan answer // has room for the one answer
 }
 
@@ -111,6 +149,32 @@ type rotation struct {
 	alg      kms.Algorithm
 	requests []*request // not answered yet
 	made     *made      // a key that is not on record yet
+
+	// unsure is the tag of a key that may have been created without being
+	// listed yet; it is not created again before again (by time.Now).
+	unsure string
+	again  time.Time
+	// failing is the tag of the key that could not be created the last time.
+	failing string
+	// absurd is the key whose time the log has been told of.
+	absurd string
+}
+
+// begin drops the requests whose callers have gone before anything was done, or
+// for which an intent speaks, and reports whether any is left. Those are acted
+// upon now.
+func (r *rotation) begin() bool {
+	r.requests = slices.DeleteFunc(r.requests, func(q *request) bool {
+		select {
+		case <-q.done:
+			if q.tag != "" {
+				return true
+			}
+		default:
+		}
+		return !q.fate.CompareAndSwap(undecided, begun) && q.fate.Load() == gone
+	})
+	return len(r.requests) > 0
 }
 
 // emergency reports whether somebody asks for one.
@@ -149,6 +213,10 @@ func (i *issuer) asked(ctx context.Context, q *request) {
 	}
 	for _, r := range i.turning() {
 		if r.alg == q.alg {
+			entries := i.rings[q.alg].Entries
+			if at := active(entries, i.cfg.Clock()); at >= 0 {
+				q.replaces = entries[at].KeyID
+			}
 			r.requests = append(r.requests, q)
 			r.due = time.Time{}
 		}
@@ -188,29 +256,102 @@ func (i *issuer) step(ctx context.Context, r *rotation) job {
 		r.due = time.Now().Add(i.cfg.ReloadInterval)
 		return nil
 	}
-	i.settle(r)
-	i.forget(r)
-	next := pending(ring.Entries, now)
-	due, begin := i.terms.scheduled(ring.Entries, now)
-	switch {
-	case r.emergency() && next >= 0:
-		if s := i.slots[slotID{r.alg, ring.Entries[next].KeyID}]; s == nil || s.key == nil {
-			r.refuse(fmt.Errorf("%w: key %s is to become active and does not open on this replica: %w; bring its backend back and try again", ErrNotOpen, ring.Entries[next].KeyID, problemOf(s)))
-			break
+	if d, differs := i.upToDate(r.alg); differs {
+		if !i.write(ctx, r, d) {
+			return nil
 		}
-		i.take(ctx, r, next, now, now)
-		return nil
+		ring = i.rings[r.alg]
+	}
+	i.remembered[r.alg] = true
+	i.reportAbsurd(r, ring, now)
+	i.answer(r)
+	i.forget(r)
+	asked := r.begin()
+	terms := i.terms.of(ring)
+	due, begin := terms.scheduled(ring.Entries, now)
+	switch {
+	case r.emergency() || ring.Intent != nil && ring.Intent.Emergency:
+		return i.rush(ctx, r, ring, now)
 	case ring.Intent != nil:
+		if next, _ := i.waiting(r.alg, now); r.failing == ring.Intent.Tag && !r.running && r.made == nil && next >= 0 && terms.pending(ring.Entries, now) < 0 {
+			i.take(ctx, r, next, now, ring.Intent.NotBefore, false)
+			return nil
+		}
 		return i.pursue(ctx, r, *ring.Intent, now)
-	case len(r.requests) > 0:
+	case asked:
 		i.begin(ctx, r, now, time.Time{})
 		return nil
-	case begin:
+	case begin && i.configured(r.alg):
 		i.begin(ctx, r, now, due)
 		return nil
 	}
 	r.ok(i.cfg.ReloadInterval)
 	return nil
+}
+
+// rush does the next thing in an emergency, which waits for nothing that can be
+// gone around: it takes the key that is pending, or one that waits, if it signs;
+// otherwise it sees the key through that is being created, or orders one.
+func (i *issuer) rush(ctx context.Context, r *rotation, ring *Ring, now time.Time) job {
+	var err error
+	next := i.terms.of(ring).pending(ring.Entries, now)
+	if next >= 0 && !i.well(r.alg, ring.Entries[next]) {
+		e := ring.Entries[next]
+		err = fmt.Errorf("%w: key %s is to become active and does not open on this replica: %w; bring its backend back and try again", ErrNotOpen, e.KeyID, problemOf(i.slots[slotID{r.alg, e.KeyID}]))
+		next = -1
+	}
+	if next < 0 {
+		var none error
+		next, none = i.waiting(r.alg, now)
+		err = all(err, none)
+	}
+	switch {
+	case next >= 0:
+		i.take(ctx, r, next, now, now, true)
+		return nil
+	case ring.Intent != nil:
+		return i.pursue(ctx, r, *ring.Intent, now)
+	case i.create:
+		i.order(ctx, r, now, now)
+		return nil
+	}
+	r.refuse(err)
+	r.ok(i.cfg.ReloadInterval)
+	return nil
+}
+
+// configured reports whether the issuer is to have keys for alg.
+func (i *issuer) configured(alg kms.Algorithm) bool {
+	return slices.ContainsFunc(i.listed, func(l *listedKey) bool { return l.Algorithm == alg })
+}
+
+// reportAbsurd logs, once, a time that nobody plans.
+func (i *issuer) reportAbsurd(r *rotation, ring *Ring, now time.Time) {
+	for _, e := range ring.Entries {
+		if i.terms.of(ring).absurd(e, now) && r.absurd != e.KeyID {
+			r.absurd = e.KeyID
+			i.log.Error("signing key has a time to become active that is later than any that is planned, and counts as having none: look for a replica whose clock was ahead", "algorithm", r.alg, "key_id", e.KeyID, "activate_at", e.ActivateAt)
+		}
+	}
+}
+
+// underWay is what a view tells of the replacing of a ring's key.
+func (i *issuer) underWay(alg kms.Algorithm, now time.Time) (due time.Time, tag string) {
+	ring := i.rings[alg]
+	if ring == nil {
+		return time.Time{}, ""
+	}
+	if ring.Intent != nil {
+		tag = ring.Intent.Tag
+	}
+	terms := i.terms.of(ring)
+	if next := terms.pending(ring.Entries, now); next >= 0 {
+		return ring.Entries[next].ActivateAt, tag
+	}
+	if i.configured(alg) {
+		due, _ = terms.scheduled(ring.Entries, now)
+	}
+	return due, tag
 }
 
 // begin chooses the next key of a ring, or orders one. due is when the schedule
@@ -219,7 +360,7 @@ func (i *issuer) begin(ctx context.Context, r *rotation, now, due time.Time) {
 	next, err := i.waiting(r.alg, now)
 	switch {
 	case next >= 0:
-		i.take(ctx, r, next, now, due)
+		i.take(ctx, r, next, now, due, false)
 	case i.create:
 		i.order(ctx, r, now, due)
 	case len(r.requests) > 0:
@@ -238,13 +379,13 @@ func (i *issuer) begin(ctx context.Context, r *rotation, now, due time.Time) {
 // that joined together the one listed first. err says why there is none.
 func (i *issuer) waiting(alg kms.Algorithm, now time.Time) (next int, err error) {
 	next, err = -1, fmt.Errorf("%w: list one more %s key in the configuration, or let the rotation create keys", ErrNoNext, alg)
-	entries := i.rings[alg].Entries
+	entries, terms := i.rings[alg].Entries, i.terms.of(i.rings[alg])
 	for n, e := range entries {
-		if e.State(now) != Next || !e.ActivateAt.IsZero() || e.Tag == "" && i.listedFor(alg, e) == nil {
+		if e.State(now) != Next || !e.ActivateAt.IsZero() && !terms.absurd(e, now) || e.Tag == "" && i.listedFor(alg, e) == nil {
 			continue
 		}
-		if s := i.slots[slotID{alg, e.KeyID}]; s == nil || s.pub == nil || s.key == nil || s.problem != nil {
-			err = fmt.Errorf("%w: key %s waits and does not open on this replica: %w", ErrNoNext, e.KeyID, problemOf(s))
+		if !i.well(alg, e) {
+			err = fmt.Errorf("%w: key %s waits and does not open on this replica: %w", ErrNoNext, e.KeyID, problemOf(i.slots[slotID{alg, e.KeyID}]))
 			continue
 		}
 		if next < 0 || cmp.Or(e.PublishAt.Compare(entries[next].PublishAt), i.rankOf(alg, e)-i.rankOf(alg, entries[next])) < 0 {
@@ -255,6 +396,12 @@ func (i *issuer) waiting(alg kms.Algorithm, now time.Time) (next int, err error)
 		return next, nil
 	}
 	return -1, err
+}
+
+// well reports whether a key of a ring signs on this replica.
+func (i *issuer) well(alg kms.Algorithm, e Entry) bool {
+	s := i.slots[slotID{alg, e.KeyID}]
+	return s != nil && s.pub != nil && s.key != nil && s.problem == nil
 }
 
 // rankOf is the place of an entry's key in the configuration; those that are not
@@ -273,36 +420,48 @@ func problemOf(s *slot) error {
 	return s.problem
 }
 
-// take puts on record that a key of the ring becomes active.
-func (i *issuer) take(ctx context.Context, r *rotation, next int, now, due time.Time) {
-	d, emergency := i.draft(r.alg), r.emergency()
-	i.schedule(d.Entries, next, now, due, emergency)
+// take puts on record that a key of the ring becomes active. One that is being
+// created is of no use then.
+func (i *issuer) take(ctx context.Context, r *rotation, next int, now, due time.Time, emergency bool) {
+	d := i.draft(r.alg)
+	in, old := d.Intent, active(d.Entries, now)
+	if in != nil {
+		drop(&d, now)
+	}
+	i.schedule(&d, next, now, due, emergency)
 	e := d.Entries[next]
 	if err := i.put(ctx, d); err != nil {
 		i.notWritten(r, err)
 		return
 	}
-	i.recorded(r, e, emergency)
+	if in != nil {
+		i.dropped(r, *in, "since another takes its place", nil)
+	}
+	i.recorded(ctx, r, e, Change{
+		OldKeyID: d.Entries[old].KeyID, NewKeyID: e.KeyID, ActivateAt: e.ActivateAt, Emergency: emergency, Requested: emergency || due.IsZero(),
+	})
+	i.forget(r)
 	for _, q := range r.requests {
 		q.answer <- i.done(r.alg, e, emergency)
 	}
 	r.requests = nil
 }
 
-// schedule sets the times of a change to entries[next].
-func (i *issuer) schedule(entries []Entry, next int, now, due time.Time, emergency bool) {
-	if emergency {
-		breakOff(entries, next, now)
+// schedule sets the times of a change to a draft's Entries[next].
+func (i *issuer) schedule(d *Ring, next int, now, due time.Time, emergency bool) {
+	if t := i.terms.of(d); emergency {
+		t.breakOff(d.Entries, next, now)
 	} else {
-		i.terms.plan(entries, next, now, due)
+		t.plan(d.Entries, next, now, due)
 	}
 }
 
-// recorded is what follows when a change is on record.
-func (i *issuer) recorded(r *rotation, e Entry, emergency bool) {
+// recorded is what follows when e and the change to it are on record. If e has no
+// time to become active, there is no change.
+func (i *issuer) recorded(ctx context.Context, r *rotation, e Entry, c Change) {
 	log := i.log.With("algorithm", r.alg, "key_id", e.KeyID, "activate_at", e.ActivateAt)
 	switch {
-	case emergency:
+	case c.Emergency:
 		log.Warn("signing key replaced in an emergency: tokens of the one before are refused from now on")
 	case e.ActivateAt.IsZero():
 		log.Info("signing key waits to become the next one")
@@ -311,16 +470,20 @@ func (i *issuer) recorded(r *rotation, e Entry, emergency bool) {
 	}
 	r.ok(i.cfg.ReloadInterval)
 	i.publish()
+	if i.cfg.Changed != nil && !e.ActivateAt.IsZero() {
+		c.Issuer, c.Algorithm = i.name, r.alg
+		i.cfg.Changed(ctx, c)
+	}
 	if e.Tag != "" {
 		i.unswept[e.Tag] = 2 // the second time finds what was made late
 		i.sweepTo.due = time.Time{}
 	}
 }
 
-// settle answers the requests whose change is on record.
-func (i *issuer) settle(r *rotation) {
+// answer answers the requests whose change is on record.
+func (i *issuer) answer(r *rotation) {
 	ring, now := i.rings[r.alg], i.cfg.Clock()
-	next := pending(ring.Entries, now)
+	next := i.terms.of(ring).pending(ring.Entries, now)
 	r.requests = slices.DeleteFunc(r.requests, func(q *request) bool {
 		at := next
 		if q.tag != "" {
@@ -332,6 +495,9 @@ func (i *issuer) settle(r *rotation) {
 			if created >= 0 {
 				at = created
 			} // else it was given up
+		}
+		if q.emergency && slices.ContainsFunc(ring.Entries, func(e Entry) bool { return e.KeyID == q.replaces && e.Withdrawn }) {
+			at = active(ring.Entries, now) // another replica was faster
 		}
 		if at < 0 || q.emergency && ring.Entries[at].State(now) == Next {
 			return false
@@ -346,21 +512,31 @@ func (i *issuer) settle(r *rotation) {
 func (i *issuer) done(alg kms.Algorithm, e Entry, emergency bool) answer {
 	a := answer{Rotated: Rotated{Keys: i.current.Load().keys(alg, i.cfg.Clock())}}
 	if emergency {
-		a.Breaks = i.breaks(e)
+		a.Breaks = i.breaks(alg, e)
 	}
 	return a
 }
 
 // breaks says what an emergency broke that made e active.
-func (i *issuer) breaks(e Entry) []string {
-	t := i.terms
+func (i *issuer) breaks(alg kms.Algorithm, e Entry) []string {
+	t, retiring := i.terms, false
 	var list []string
-	if known := e.PublishAt.Add(t.lead()); known.After(e.ActivateAt) {
+	if ring := i.rings[alg]; ring != nil {
+		t = t.of(ring)
+		withdrawn := func(o Entry) bool {
+			return o.Withdrawn && o.RemoveAt.Equal(e.ActivateAt) && o.RetireAt.Before(o.RemoveAt)
+		}
+		retiring = slices.ContainsFunc(ring.Entries, withdrawn)
+	}
+	if known := e.PublishAt.Add(t.lead()); known.After(e.ActivateAt.Add(t.skew)) {
 		list = append(list, fmt.Sprintf("Verifiers that cached the issuer's JWK Set before they could see key %s refuse its tokens until they fetch the set again: for up to %s (jwks_max_age), unless they fetch it when they meet a kid they do not know.", e.KeyID, t.maxAge))
+	}
+	if retiring {
+		list = append(list, "The keys that were retiring are withdrawn too, since the stolen key may be one of them: what is said here of tokens of the replaced key holds for theirs.")
 	}
 	return append(list,
 		fmt.Sprintf("Tokens of the replaced key that have not expired (they live up to %s) are refused by every verifier from the moment it fetches the set again. Those that cached the set accept the key, and what a thief signs with it, for up to %s more.", t.maxLifetime, t.maxAge),
-		fmt.Sprintf("The other replicas learn of it within %s. Until then they sign with the replaced key and publish it; one that is cut off from the store does so for up to %s.", i.cfg.ReloadInterval, 2*t.maxLag),
+		fmt.Sprintf("The other replicas learn of it within %s and follow at once. Until then they sign with the replaced key and publish it; one that is cut off from the store does so for up to %s.", i.cfg.ReloadInterval, 2*t.maxLag),
 	)
 }
 

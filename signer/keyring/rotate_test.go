@@ -47,7 +47,7 @@ func (w *world) wantTimes(t *testing.T, ref string, start time.Time, publish, ac
 		want time.Duration
 	}{{"publish_at", e.PublishAt, publish}, {"activate_at", e.ActivateAt, activate}, {"retire_at", e.RetireAt, retire}, {"remove_at", e.RemoveAt, remove}} {
 		want := time.Time{}
-		if x.want >= 0 {
+		if x.want != -1 {
 			want = start.Add(x.want)
 		}
 		if !x.got.Equal(want) {
@@ -119,8 +119,9 @@ func TestAnEmergencyReplacesAtOnce(t *testing.T) {
 		got := w.rotate(t, true)
 		w.wantKey(t, kms.ES256, "b")
 		w.wantPublished(t, "b")
-		w.wantTimes(t, "a", start, 0, 0, 0, 0)
-		w.wantTimes(t, "b", start, 0, 0, -1, -1)
+		// Dated back, so that no clock is behind it.
+		w.wantTimes(t, "a", start, 0, 0, -time.Minute, -time.Minute)
+		w.wantTimes(t, "b", start, -time.Minute, -time.Minute, -1, -1)
 		if text := strings.Join(got.Breaks, "\n"); len(got.Breaks) != 3 || !strings.Contains(text, "10m0s") || !strings.Contains(text, "1h0m0s") || !strings.Contains(text, "30m0s") || !strings.Contains(text, w.hsm.kid(t, "b")) {
 			t.Errorf("what it breaks: %s", text)
 		}
@@ -154,17 +155,8 @@ func TestAnEmergencyBringsForwardWhatIsPending(t *testing.T) {
 		w.start(t, listed(kms.ES256, "a"), listed(kms.ES256, "b"), listed(kms.ES256, "c"))
 		start := time.Now()
 		w.rotate(t, false)
-		wait(time.Minute)
-		w.hsm.set(func(h *hsm) { h.failRef["b"] = kms.ErrKeyNotFound })
-		wait(20 * time.Second)
-		_, err := w.Rotate(t.Context(), "main", kms.ES256, true)
-		if !errors.Is(err, ErrNotOpen) || !errors.Is(err, kms.ErrKeyNotFound) {
-			t.Errorf("an emergency with a pending key that is gone: %v, want ErrNotOpen", err)
-		}
-		w.wantKey(t, kms.ES256, "a")
-		w.hsm.set(func(h *hsm) { delete(h.failRef, "b") })
-		wait(time.Minute)
-		at := time.Since(start)
+		wait(2 * time.Minute)
+		at := time.Since(start) - time.Minute
 		w.rotate(t, true)
 		w.wantKey(t, kms.ES256, "b")
 		w.wantPublished(t, "b", "c")
@@ -173,6 +165,81 @@ func TestAnEmergencyBringsForwardWhatIsPending(t *testing.T) {
 		wait(2 * time.Hour)
 		w.wantKey(t, kms.ES256, "b")
 		w.wantPublished(t, "b", "c")
+	})
+}
+
+// The good key must not leave the set for one that cannot sign.
+func TestAnEmergencyPassesOverAPendingKeyThatDoesNotSign(t *testing.T) {
+	for name, broken := range map[string]error{"Gone": kms.ErrKeyNotFound, "Down": kms.ErrUnavailable} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.hsm.keys["c"] = newPrivate(t, kms.ES256)
+				w.start(t, listed(kms.ES256, "a"), listed(kms.ES256, "b"), listed(kms.ES256, "c"))
+				w.rotate(t, false)
+				wait(time.Minute)
+				w.hsm.set(func(h *hsm) { h.failRef["b"] = broken })
+				wait(20 * time.Second)
+				w.rotate(t, true)
+				w.wantKey(t, kms.ES256, "c")
+				wait(5 * time.Hour)
+				w.wantKey(t, kms.ES256, "c")
+			})
+		})
+	}
+}
+
+// Any key that is still trusted may be the stolen one.
+func TestAnEmergencyEndsKeysThatRetireToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.hsm.keys["c"] = newPrivate(t, kms.ES256)
+		w.start(t, listed(kms.ES256, "a"), listed(kms.ES256, "b"), listed(kms.ES256, "c"))
+		w.rotate(t, false)
+		wait(defaultLead + time.Minute)
+		w.wantKey(t, kms.ES256, "b")
+		w.wantPublished(t, "a", "b", "c")
+		w.rotate(t, true)
+		w.wantKey(t, kms.ES256, "c")
+		w.wantPublished(t, "c")
+	})
+}
+
+// A key that stops signing leaves the set when its last token has expired, also
+// one with the lifetime that is configured now.
+func TestALongerLifetimeKeepsTheKeyPublishedLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		stop := w.start(t, listed(kms.ES256, "a"), listed(kms.ES256, "b"))
+		w.rotate(t, false)
+		stop()
+		cfg := w.config(listed(kms.ES256, "a"), listed(kms.ES256, "b"))
+		cfg.Issuers[0].MaxLifetime = 24 * time.Hour
+		w.startConfig(t, cfg)
+		wait(defaultLead + time.Minute)
+		w.wantKey(t, kms.ES256, "b")
+		wait(24 * time.Hour)
+		w.wantPublished(t, "a", "b")
+		wait(time.Hour)
+		w.wantPublished(t, "b")
+	})
+}
+
+// Verifiers hold what they were given with the longer max-age.
+func TestAShorterMaxAgeCountsWhenTheLongerOneIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cfg := w.config(listed(kms.ES256, "a"), listed(kms.ES256, "b"))
+		cfg.Issuers[0].JWKSMaxAge = 24 * time.Hour
+		stop := w.startConfig(t, cfg)
+		wait(time.Minute)
+		stop()
+		w.start(t, listed(kms.ES256, "a"), listed(kms.ES256, "b"))
+		w.rotate(t, false)
+		wait(23 * time.Hour)
+		w.wantKey(t, kms.ES256, "a")
+		wait(3 * time.Hour)
+		w.wantKey(t, kms.ES256, "b")
 	})
 }
 
@@ -248,7 +315,7 @@ func TestRotationsThatCannotBe(t *testing.T) {
 		want("store down in the middle", "main", kms.ES256, ErrUnavailable)
 		w.store.setDown(false)
 		wait(time.Minute)
-		if n := w.ring(t, kms.ES256); pending(n.Entries, time.Now()) >= 0 {
+		if n := w.ring(t, kms.ES256); defaults.pending(n.Entries, time.Now()) >= 0 {
 			t.Errorf("what was answered with an error happened later: %+v", n.Entries)
 		}
 		w.wantHealth(t, true, "RS256")
@@ -310,7 +377,7 @@ func TestRotatingLosesNoRaceForTheRing(t *testing.T) {
 			}
 		}
 		w.rotate(t, false)
-		if ring := w.ring(t, kms.ES256); pending(ring.Entries, time.Now()) != 1 || len(ring.Entries[1].Locations) != 1 {
+		if ring := w.ring(t, kms.ES256); defaults.pending(ring.Entries, time.Now()) != 1 || len(ring.Entries[1].Locations) != 1 {
 			t.Errorf("ring is %+v, want the change and those of others", ring.Entries)
 		}
 		w.wantHealth(t, true)

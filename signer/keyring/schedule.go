@@ -14,6 +14,57 @@ type terms struct {
 	skew        time.Duration // between any two clocks
 	write       time.Duration // that putting a change on record may take
 	every       time.Duration // from one key's activation to the next one's; 0 is never
+
+	// What was in force before maxAge and maxLifetime were lowered: until when
+	// verifiers may hold sets that they may keep for longer, and until when
+	// tokens may be good that live longer. Zero is not at all.
+	setsUntil, tokensUntil time.Time
+}
+
+// of are the terms of a ring: those of the configuration, and what the ring
+// remembers of others.
+func (t terms) of(r *Ring) terms {
+	t.maxAge, t.maxLifetime = max(t.maxAge, r.MaxAge), max(t.maxLifetime, r.MaxLifetime)
+	t.setsUntil, t.tokensUntil = r.SetsUntil, r.TokensUntil
+	return t
+}
+
+// remember notes in a ring which maxAge and maxLifetime are in force, and
+// reports whether that is news. What is longer than noted counts at once.
+// Lowering is for a replica that starts, and only then: the others may still
+// have the longer one. Those write it down again when they next read the ring,
+// within max_lag; a replica that does not read it hands out nothing after twice
+// of that. So all that was handed out with the longer one is over after a notice
+// and its own time.
+func (t terms) remember(r *Ring, now time.Time, lower bool) (news bool) {
+	note := func(noted *time.Duration, until *time.Time, is, lasts time.Duration) {
+		switch {
+		case *noted < is:
+			*noted, news = is, true
+		case *noted > is && lower:
+			*until = latest(*until, upToSecond(now.Add(t.notice()+lasts)))
+			*noted, news = is, true
+		}
+	}
+	note(&r.MaxAge, &r.SetsUntil, t.maxAge, r.MaxAge)
+	note(&r.MaxLifetime, &r.TokensUntil, t.maxLifetime, t.of(r).drain())
+	return news
+}
+
+// extend moves the end of keys that stop signing to where the terms of now want
+// it, and reports whether any moved: it was planned with those of then, which may
+// have been shorter.
+func (t terms) extend(entries []Entry, now time.Time) (moved bool) {
+	for i := range entries {
+		e := &entries[i]
+		if state := e.State(now); state != Active && state != Retiring || e.RetireAt.IsZero() || e.Withdrawn {
+			continue
+		}
+		if end := e.RetireAt.Add(t.drain()); e.RemoveAt.Before(end) {
+			e.RemoveAt, moved = end, true
+		}
+	}
+	return moved
 }
 
 // postdate is by how much iat may lie ahead of the moment of signing, so that a
@@ -39,7 +90,7 @@ func (t terms) margin() time.Duration { return max(0, min(time.Hour, (t.every-t.
 // another change is pending.
 func (t terms) scheduled(entries []Entry, now time.Time) (at time.Time, begin bool) {
 	signs := active(entries, now)
-	if t.every <= 0 || signs < 0 || pending(entries, now) >= 0 {
+	if t.every <= 0 || signs < 0 || t.pending(entries, now) >= 0 {
 		return time.Time{}, false
 	}
 	at = entries[signs].ActivateAt.Add(t.every)
@@ -54,20 +105,26 @@ func (t terms) plan(entries []Entry, next int, now, due time.Time) {
 	if e.PublishAt.IsZero() || e.PublishAt.After(now) {
 		e.PublishAt = upToSecond(now)
 	}
-	e.ActivateAt = upToSecond(latest(e.PublishAt.Add(t.lead()), now.Add(t.write+t.notice()), due))
+	e.ActivateAt = upToSecond(latest(e.PublishAt.Add(t.lead()), now.Add(t.write+t.notice()), due, t.setsUntil))
 	for i := range entries {
-		if o := &entries[i]; i != next && o.State(now) == Active {
+		switch o := &entries[i]; {
+		case i == next:
+		case o.State(now) == Active:
 			o.RetireAt = e.ActivateAt
-			o.RemoveAt = o.RetireAt.Add(t.drain())
+			o.RemoveAt = latest(o.RetireAt.Add(t.drain()), t.tokensUntil)
+		case t.absurd(*o, now):
+			o.ActivateAt = time.Time{}
 		}
 	}
 }
 
 // breakOff sets the times of a change of keys that waits for nothing, because a
 // key is feared stolen: entries[next] is active now, and those that were active
-// are out of the ring's JWK Set. A change that was pending is off.
-func breakOff(entries []Entry, next int, now time.Time) {
-	at := now.UTC().Truncate(time.Second)
+// or retiring, any of which may be the stolen one, are out of the ring's JWK Set.
+// A change that was pending is off. It is dated back by skew, so that a replica
+// whose clock is behind does not wait either.
+func (t terms) breakOff(entries []Entry, next int, now time.Time) {
+	at := now.UTC().Add(-t.skew).Truncate(time.Second)
 	for i := range entries {
 		switch o := &entries[i]; {
 		case i == next:
@@ -75,16 +132,16 @@ func breakOff(entries []Entry, next int, now time.Time) {
 				o.PublishAt = at
 			}
 			o.ActivateAt, o.RetireAt, o.RemoveAt = at, time.Time{}, time.Time{}
-		case o.State(now) == Active:
-			o.RetireAt, o.RemoveAt = at, at
+		case o.State(now) == Active, o.State(now) == Retiring:
+			if o.RetireAt.IsZero() || o.RetireAt.After(at) {
+				o.RetireAt = at
+			}
+			o.RemoveAt, o.Withdrawn = at, true
 		case o.State(now) == Next:
 			o.ActivateAt = time.Time{}
 		}
 	}
 }
-
-// removedInEmergency reports that breakOff ended e.
-func (e Entry) removedInEmergency() bool { return !e.RetireAt.IsZero() && e.RetireAt.Equal(e.RemoveAt) }
 
 // active is the index of the entry that signs at now, -1 if none does.
 func active(entries []Entry, now time.Time) int {
@@ -99,8 +156,18 @@ func active(entries []Entry, now time.Time) int {
 
 // pending is the index of the entry that is next and has a time to become
 // active, -1 if there is none.
-func pending(entries []Entry, now time.Time) int {
-	return slices.IndexFunc(entries, func(e Entry) bool { return e.State(now) == Next && !e.ActivateAt.IsZero() })
+func (t terms) pending(entries []Entry, now time.Time) int {
+	return slices.IndexFunc(entries, func(e Entry) bool {
+		return e.State(now) == Next && !e.ActivateAt.IsZero() && !t.absurd(e, now)
+	})
+}
+
+// absurd reports that a next key's time to become active is later than anybody
+// plans: whoever wrote it had a clock that was far ahead. Such a key waits like
+// one without a time.
+func (t terms) absurd(e Entry, now time.Time) bool {
+	planned := now.Add(t.lead() + max(0, t.every) + max(t.margin(), time.Hour))
+	return e.State(now) == Next && e.ActivateAt.After(latest(planned, t.setsUntil.Add(time.Hour)))
 }
 
 // What a ring remembers of keys that are retired.
@@ -122,10 +189,16 @@ func prune(entries []Entry, now time.Time, listed func(Entry) bool) []Entry {
 	slices.SortStableFunc(retired, func(a, b Entry) int { return b.RemoveAt.Compare(a.RemoveAt) }) // the last first
 	drop := map[string]bool{}
 	for n, e := range retired {
-		old := now.Sub(e.RemoveAt) > keepRetiredFor && !e.removedInEmergency()
+		old := now.Sub(e.RemoveAt) > keepRetiredFor && !e.Withdrawn
 		drop[e.KeyID] = old || n >= keepRetired
 	}
 	return slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return drop[e.KeyID] })
+}
+
+// pruneDropped returns those of a ring's dropped intents that may still matter.
+func pruneDropped(dropped []Dropped, now time.Time) []Dropped {
+	dropped = slices.DeleteFunc(dropped, func(o Dropped) bool { return now.Sub(o.At) > keepRetiredFor })
+	return dropped[max(0, len(dropped)-keepRetired):]
 }
 
 func latest(t time.Time, others ...time.Time) time.Time {

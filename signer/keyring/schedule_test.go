@@ -112,32 +112,30 @@ func TestTimesOfAnEmergency(t *testing.T) {
 		{KeyID: "waits", PublishAt: minute(-100)},
 		{KeyID: "new", PublishAt: minute(1), ActivateAt: minute(90)},
 	}
-	breakOff(entries, len(entries)-1, now)
+	defaults.breakOff(entries, len(entries)-1, now)
 	want := []Entry{
 		{KeyID: "gone", PublishAt: minute(-500), ActivateAt: minute(-500), RetireAt: minute(-400), RemoveAt: minute(-300)},
-		{KeyID: "going", PublishAt: minute(-400), ActivateAt: minute(-400), RetireAt: minute(-10), RemoveAt: minute(60)},
-		{KeyID: "early", PublishAt: minute(-300), ActivateAt: minute(-300), RetireAt: minute(0), RemoveAt: minute(0)},
-		{KeyID: "stolen", PublishAt: minute(-200), ActivateAt: minute(-200), RetireAt: minute(0), RemoveAt: minute(0)},
+		{KeyID: "going", PublishAt: minute(-400), ActivateAt: minute(-400), RetireAt: minute(-10), RemoveAt: minute(-1), Withdrawn: true},
+		{KeyID: "early", PublishAt: minute(-300), ActivateAt: minute(-300), RetireAt: minute(-1), RemoveAt: minute(-1), Withdrawn: true},
+		{KeyID: "stolen", PublishAt: minute(-200), ActivateAt: minute(-200), RetireAt: minute(-1), RemoveAt: minute(-1), Withdrawn: true},
 		{KeyID: "pending", PublishAt: minute(-10)},
 		{KeyID: "waits", PublishAt: minute(-100)},
-		{KeyID: "new", PublishAt: minute(0), ActivateAt: minute(0)},
+		{KeyID: "new", PublishAt: minute(-1), ActivateAt: minute(-1)},
 	}
 	if diff := cmp.Diff(want, entries); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	if at := active(entries, now); at < 0 || entries[at].KeyID != "new" {
-		t.Errorf("entry %d signs, want the new one", at)
-	}
-	for _, e := range entries {
-		if (e.KeyID == "early" || e.KeyID == "stolen") != e.removedInEmergency() {
-			t.Errorf("%s: removed in an emergency: %v", e.KeyID, e.removedInEmergency())
+	for _, clock := range []time.Time{now, now.Add(-time.Minute)} {
+		if at := active(entries, clock); at < 0 || entries[at].KeyID != "new" {
+			t.Errorf("at %v entry %d signs, want the new one", clock, at)
 		}
 	}
 }
 
 func TestWhenAScheduledChangeBegins(t *testing.T) {
 	since := Entry{KeyID: "a", PublishAt: minute(0), ActivateAt: minute(0)}
-	next := Entry{KeyID: "b", PublishAt: minute(0), ActivateAt: minute(5000)}
+	next := Entry{KeyID: "b", PublishAt: minute(0), ActivateAt: minute(100)}
+	absurd := Entry{KeyID: "b", PublishAt: minute(0), ActivateAt: minute(500000)} // by a clock that was a year ahead
 	waits := Entry{KeyID: "c", PublishAt: minute(0)}
 	tests := []struct {
 		name    string
@@ -156,6 +154,7 @@ func TestWhenAScheduledChangeBegins(t *testing.T) {
 		{"late", time.Hour, []Entry{since}, minute(1000), minute(60), true},
 		{"with a key that waits", time.Hour, []Entry{since, waits}, minute(60), minute(60), true},
 		{"not while a change is pending", time.Hour, []Entry{since, next}, minute(60), time.Time{}, false},
+		{"whatever a clock far ahead has planned", time.Hour, []Entry{since, absurd}, minute(60), minute(60), true},
 		{"counted from the key that signs", time.Hour, []Entry{since, {KeyID: "d", ActivateAt: minute(30)}}, minute(80), minute(90), true},
 		{"not if none signs", time.Hour, []Entry{waits}, minute(60), time.Time{}, false},
 	}
@@ -173,7 +172,7 @@ func TestRingsDoNotGrowForEver(t *testing.T) {
 	ago := func(id string, d time.Duration, emergency bool) Entry {
 		e := Entry{KeyID: id, PublishAt: now.Add(-d - 3), ActivateAt: now.Add(-d - 2), RetireAt: now.Add(-d - 1), RemoveAt: now.Add(-d)}
 		if emergency {
-			e.RetireAt = e.RemoveAt
+			e.Withdrawn = true
 		}
 		return e
 	}

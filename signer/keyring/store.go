@@ -58,6 +58,9 @@ type Entry struct {
 	RetireAt time.Time `json:"retire_at,omitzero"`
 	// RemoveAt is when the key leaves the JWK Set.
 	RemoveAt time.Time `json:"remove_at,omitzero"`
+	// Withdrawn says that an emergency took the key out of the JWK Set, while
+	// tokens that it had signed were still good.
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }
 
 // State is what a key of a ring does at a moment.
@@ -120,6 +123,13 @@ type Intent struct {
 	ClaimedAt time.Time `json:"claimed_at"`
 }
 
+// Dropped is an intent that was given up. Its key may turn up all the same.
+type Dropped struct {
+	Tag     string    `json:"tag"`
+	Backend string    `json:"backend"`
+	At      time.Time `json:"at"`
+}
+
 // Ring is the signing keys of one issuer and algorithm. A value that a store
 // has handed out is not changed afterwards.
 type Ring struct {
@@ -128,6 +138,19 @@ type Ring struct {
 	Entries   []Entry       `json:"entries"`
 	// Intent is the key that is being created for the ring, nil if none is.
 	Intent *Intent `json:"intent,omitempty"`
+	// Dropped are the intents that were given up lately, the last at the end.
+	Dropped []Dropped `json:"dropped,omitempty"`
+
+	// MaxAge and MaxLifetime are the longest Issuer.JWKSMaxAge and MaxLifetime
+	// in force at any replica; zero is not known.
+	MaxAge      time.Duration `json:"max_age,omitzero"`      // in ns
+	MaxLifetime time.Duration `json:"max_lifetime,omitzero"` // in ns
+	// SetsUntil and TokensUntil are when the last JWK Set that a verifier may
+	// keep for longer than MaxAge, and the last key of a token that lives
+	// longer than MaxLifetime, are of no use any more. Zero if there are none.
+	SetsUntil   time.Time `json:"sets_until,omitzero"`
+	TokensUntil time.Time `json:"tokens_until,omitzero"`
+
 	// Revision counts the changes of the ring from 1. The store sets it.
 	Revision uint64 `json:"revision"`
 	// Unverified says that the store could not authenticate the ring when it

@@ -95,7 +95,7 @@ func (r *replica) Rings(ctx context.Context, issuer string) ([]*Ring, error) {
 
 func (r *replica) PutRing(ctx context.Context, ring Ring, expect uint64) (*Ring, error) {
 	w := r.world
-	next := pending(ring.Entries, r.now())
+	next := defaults.pending(ring.Entries, r.now())
 	switch announces := ring.Intent == nil && next >= 0; {
 	case r.cut():
 		return nil, fmt.Errorf("%w: it is cut off", ErrUnavailable)

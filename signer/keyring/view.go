@@ -38,6 +38,8 @@ type ringView struct {
 	problems []error
 	// rotation is what keeps the ring's keys from being replaced.
 	rotation error
+	due      time.Time // when the next key becomes active, zero if that is open
+	tag      string    // of the key that is being created, empty if none is
 }
 
 // entryView is a key in a view.
@@ -251,6 +253,40 @@ func (v *view) keys(alg kms.Algorithm, now time.Time) (list []KeyInfo) {
 		list = append(list, info)
 	}
 	return list
+}
+
+// RotationInfo is what there is to say of the replacing of a ring's key.
+type RotationInfo struct {
+	Algorithm kms.Algorithm
+	// DueAt is when the next key becomes active: as planned, or else as the
+	// schedule wants it. Zero if there is neither.
+	DueAt time.Time
+	// Tag marks the key that is being created; empty if none is.
+	Tag string
+	// Problem says what keeps the key from being replaced, empty if nothing
+	// does. It is for operators and may name key locations.
+	Problem string
+}
+
+// Rotations returns what is under way in an issuer's rings, by algorithm.
+func (k *Keyring) Rotations(issuer string) ([]RotationInfo, error) {
+	v, err := k.view(issuer)
+	if err != nil {
+		return nil, err
+	}
+	if v.asOf.IsZero() {
+		return nil, fmt.Errorf("%w: issuer %s: %w", ErrUnavailable, issuer, v.notLoaded())
+	}
+	var list []RotationInfo
+	for _, alg := range v.algorithms() {
+		r := v.rings[alg]
+		info := RotationInfo{Algorithm: alg, DueAt: r.due, Tag: r.tag}
+		if r.rotation != nil {
+			info.Problem = r.rotation.Error()
+		}
+		list = append(list, info)
+	}
+	return list, nil
 }
 
 // Algorithms returns the algorithms an issuer signs with, in the order of
