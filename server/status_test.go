@@ -38,6 +38,7 @@ var contract = map[string]codes.Code{
 	"CLIENT_KEYS_EXPIRED":        codes.FailedPrecondition,
 	"ENCRYPTION_REQUIRED":        codes.FailedPrecondition,
 	"KEY_SOURCE_NOT_REFRESHABLE": codes.FailedPrecondition,
+	"NO_NEXT_SIGNING_KEY":        codes.FailedPrecondition,
 	"CLIENT_KEYS_UNAVAILABLE":    codes.Unavailable,
 	"SIGNING_KEY_UNAVAILABLE":    codes.Unavailable,
 	"REGISTRY_UNAVAILABLE":       codes.Unavailable,
@@ -99,6 +100,10 @@ func TestErrorsBecomeTheirReasons(t *testing.T) {
 		{wrap(context.DeadlineExceeded), "DeadlineExceeded", false},
 		{wrap(context.Canceled), "Canceled", false},
 
+		{wrap(keyring.ErrNoNext), "NO_NEXT_SIGNING_KEY", false},
+		{wrap(keyring.ErrCannotCreate), "NO_NEXT_SIGNING_KEY", false},
+		{wrap(keyring.ErrBegun), "SIGNING_KEY_UNAVAILABLE", false},
+		{kms.ErrTooLong, "CLAIMS_INVALID", true},
 		{keyring.ErrNoKey, "ALGORITHM_NOT_ALLOWED", true},
 		{issuer.ErrUnknown, "ISSUER_UNKNOWN", true},
 		{issuer.ErrAlgorithm, "ALGORITHM_NOT_ALLOWED", true},
