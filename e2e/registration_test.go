@@ -323,10 +323,6 @@ func TestWhatIsNotThereYetSaysSo(t *testing.T) {
 			}
 			return err
 		},
-		"RotateSigningKey": func() error {
-			_, err := admin.SigningKeys.RotateSigningKey(ctx, &bullav1.RotateSigningKeyRequest{})
-			return err
-		},
 	} {
 		t.Run(what, func(t *testing.T) { mustBe(t, call(), codes.Unimplemented, what) })
 	}

@@ -26,20 +26,24 @@ const goal = 2 * time.Second
 
 // raceGoal is that of the quick pass with the race detector, when the machine
 // runs other packages' tests as well: it tells a service that heals from one
-// that does not, and no more.
-const raceGoal = 5 * time.Second
+// that does not, and no more. How many requests fail is a question of time then
+// too, and not asked.
+const raceGoal = patience
 
 // sessions is how many signatures may be in flight at once.
 const sessions = 16
 
 var full = os.Getenv("BULLA_SOAK") != ""
 
+// strict says that the goals of time are held.
+func strict() bool { return full || !harness.RaceEnabled }
+
 // limit is how long it may take to recover in this pass.
 func limit() time.Duration {
-	if harness.RaceEnabled && !full {
-		return raceGoal
+	if strict() {
+		return goal
 	}
-	return goal
+	return raceGoal
 }
 
 // rig is a service under load, and what its keys are in.
@@ -260,7 +264,7 @@ func (r *rig) try(t *testing.T, f fault) row {
 	case w.all > limit():
 		w.miss("it took %v to recover, the goal is %v", w.all.Round(time.Millisecond), limit())
 	}
-	if f.most != unlimited && w.failed > f.most {
+	if strict() && f.most != unlimited && w.failed > f.most {
 		w.miss("%d requests failed, at most %d may", w.failed, f.most)
 	}
 	for reason, n := range w.reasons {

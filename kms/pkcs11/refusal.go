@@ -18,7 +18,7 @@ import (
 
 // The bounds on what is kept of refused PINs.
 const (
-	refusalRounds  = 200_000   // of PBKDF2 with HMAC-SHA-256, some 50 ms
+	refusalRounds  = 20_000    // of PBKDF2 with HMAC-SHA-256, some 5 ms: a login waits for it
 	maxRounds      = 5_000_000 // that a record may ask for
 	maxRefusals    = 8         // refused PINs that are remembered for a token
 	maxRefusalSize = 64 << 10  // bytes of the file
