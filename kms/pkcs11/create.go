@@ -427,7 +427,17 @@ func (l *link) tellPlanted(sel selector, why string) {
 }
 
 func (t *token) create(ctx context.Context, spec kms.KeySpec, tag string) (selector, error) {
-	return use(ctx, t, true, func(l *link) (selector, error) { return l.create(ctx, spec, tag) })
+	var before error // of the first time: a key may have come to be
+	return use(ctx, t, true, func(l *link) (selector, error) {
+		if before != nil {
+			return selector{}, before
+		}
+		sel, err := l.create(ctx, spec, tag)
+		if !errors.Is(err, errEpoch) { // which comes before the generation
+			before = err
+		}
+		return sel, err
+	})
 }
 
 func (t *token) tagged(ctx context.Context, tag string) ([]selector, error) {
