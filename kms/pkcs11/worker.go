@@ -112,8 +112,8 @@ type worker struct {
 	stuckOnce sync.Once
 }
 
-// begin brings the token up for the first time, and says when that is done, or
-// cannot be for now.
+// begin brings the token up for the first time, and tells the parent when that
+// has been tried, whatever came of it.
 func (w *worker) begin() {
 	ctx, cancel := context.WithTimeout(context.Background(), readyWait)
 	defer cancel()

@@ -178,15 +178,14 @@ func (i *issuer) pursue(ctx context.Context, r *rotation, in Intent, now time.Ti
 			break
 		}
 		i.log.Warn("unfinished creation of a signing key taken over from a replica that fell silent", "algorithm", r.alg, "backend", in.Backend, "tag", in.Tag)
-		if !expired && !in.Emergency {
-			// It may have made the key a moment ago. Two would do no harm, so
-			// that an emergency does not wait.
+		if !expired {
+			// It may have made the key a moment ago.
 			r.unsure, r.again = in.Tag, time.Now().Add(settles)
 		}
 	}
 	r.due = time.Now().Add(i.cfg.ReloadInterval)
 	var from time.Time
-	if r.unsure == in.Tag {
+	if r.unsure == in.Tag && !in.Emergency { // two keys do less harm than a wait
 		from = r.again
 	}
 	return i.creating(r, in, from, time.Now().Add(i.createUntil(in).Sub(now)))

@@ -54,15 +54,23 @@
 //   - No token outlives its key's publication. A replica that does not know of
 //     retire_at has rings from before W and signs until W + 2 max_lag, and
 //     retire_at is no sooner than that and skew after the end of the write, also
-//     where a key is taken that was published long ago. So nobody signs with the key after
-//     retire_at. The last token expires before retire_at + max_lifetime and the
+//     where a key is taken that was published long ago. So nobody signs with the
+//     key after retire_at. The last token expires before retire_at + max_lifetime and the
 //     minute by which its iat may lie ahead; at remove_at that has passed on
 //     every clock. (A max_lag below that minute counts as one here.) Until then
 //     every set has the key, whatever replica it comes from.
 //
+// The terms may be changed with the configuration, and what was handed out under
+// others goes on. So a ring remembers max_age and max_lifetime. Longer ones count
+// at once, and move the remove_at of keys that have not left the set. Shorter
+// ones count when all that was handed out under the longer ones is over. (That is
+// written when the ring is next looked at: a replica that starts with a longer
+// max_lifetime while its store cannot be written issues such tokens before.)
+//
 // Two changes do break something. The first key of a ring signs at once, because
 // without it the algorithm could not be used at all. And in an emergency there is
-// no waiting: Rotate says what that breaks.
+// no waiting: Rotate says what that breaks. Its times lie skew in the past, so
+// that they have come on every clock.
 //
 // A key is made, where the configuration lets Bulla do so, under a tag that is in
 // the ring before the key is in its backend; so a process can die at any moment,

@@ -25,6 +25,7 @@ func Rings(t *testing.T, open Open[keyring.Store]) {
 	}{
 		{"UnknownRingIsNotFound", unknownRing},
 		{"RingComesBackAsItWasPut", ringRoundTrip},
+		{"RingKeepsWhatItRemembers", ringMemory},
 		{"IntentComesAndGoesWithItsRing", ringIntent},
 		{"PutRingNeedsTheStoredRevision", ringRevisions},
 		{"RingsAreNotShared", ringsNotShared},
@@ -140,6 +141,22 @@ func ringIntent(t *testing.T, open Open[keyring.Store]) {
 	// Whoever still has the ring with the intent cannot write it back.
 	_, err := s.PutRing(t.Context(), *first, 1)
 	want(t, "PutRing of the intent once more", err, keyring.ErrRevision)
+}
+
+func ringMemory(t *testing.T, open Open[keyring.Store]) {
+	s, reopen := open(t)
+	r := ring(issuer, kms.PS256, "k")
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	r.Entries[0].RetireAt, r.Entries[0].RemoveAt, r.Entries[0].Withdrawn = at, at, true
+	r.Dropped = []keyring.Dropped{{Tag: "bulla-main-ps256-x", Backend: "hsm", At: at}}
+	r.MaxAge, r.MaxLifetime = 10*time.Minute, time.Hour
+	r.SetsUntil, r.TokensUntil = at.Add(time.Minute), at.Add(time.Hour)
+	put := putRing(t, s, r, 0)
+	r.Revision = 1
+	if diff := cmp.Diff(&r, put, sameJSON); diff != "" {
+		t.Errorf("ring that was put (-want +got):\n%s", diff)
+	}
+	wantRing(t, reopen(), put)
 }
 
 func ringRevisions(t *testing.T, open Open[keyring.Store]) {
