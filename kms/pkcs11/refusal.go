@@ -3,9 +3,11 @@ package pkcs11
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,7 +20,7 @@ import (
 
 // The bounds on what is kept of refused PINs.
 const (
-	refusalRounds  = 20_000    // of PBKDF2 with HMAC-SHA-256, some 5 ms: a login waits for it
+	refusalRounds  = 200_000   // of PBKDF2 with HMAC-SHA-256, some 50 ms
 	maxRounds      = 5_000_000 // that a record may ask for
 	maxRefusals    = 8         // refused PINs that are remembered for a token
 	maxRefusalSize = 64 << 10  // bytes of the file
@@ -62,8 +64,15 @@ type refusals struct {
 	reserved string // tells tokens of one name apart
 	log      *slog.Logger
 
+	// Of this process: the salt of records that it begins, and what it knows
+	// hashes of PINs by. So it hashes a PIN slowly once, and not at each login
+	// by which a token that was lost comes back.
+	salt, secret [16]byte
+
 	mu   sync.Mutex
-	told string // guarded by mu: the last thing that was warned of
+	told string            // guarded by mu: the last thing that was warned of
+	last [sha256.Size]byte // guarded by mu: the PIN that was hashed last, by the secret
+	hash []byte            // guarded by mu: its slow hash, nil if there is none
 }
 
 func newRefusals(path, reserved string, log *slog.Logger) *refusals {
@@ -71,6 +80,8 @@ func newRefusals(path, reserved string, log *slog.Logger) *refusals {
 		return nil
 	}
 	r := &refusals{path: path, log: log}
+	_, _ = rand.Read(r.salt[:])   // never fails
+	_, _ = rand.Read(r.secret[:]) // likewise
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -145,6 +156,31 @@ func (r record) sound() bool {
 	return r.Trial == nil || whole(r.Trial.Hash) && r.Trial.Times > 0
 }
 
+// slow is r's hash of p, of which the last is remembered.
+func (r *refusals) slow(of record, p *pin) ([]byte, error) {
+	mac := hmac.New(sha256.New, r.secret[:])
+	mac.Write([]byte{byte(len(of.Salt))})
+	mac.Write(of.Salt)
+	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(of.Rounds))) //nolint:gosec // at most maxRounds
+	mac.Write(p.bytes())
+	var quick [sha256.Size]byte
+	mac.Sum(quick[:0])
+	r.mu.Lock()
+	hash, same := r.hash, r.last == quick
+	r.mu.Unlock()
+	if same && hash != nil {
+		return hash, nil
+	}
+	hash, err := of.hash(p)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last, r.hash = quick, hash
+	return hash, nil
+}
+
 func (r record) hash(p *pin) ([]byte, error) {
 	text := unsafe.String(unsafe.SliceData(p.bytes()), p.size) //nolint:gosec // not kept
 	return pbkdf2.Key(sha256.New, text, r.Salt, r.Rounds, sha256.Size)
@@ -211,10 +247,9 @@ func (r *refusals) tryAlone(pinPath string, p *pin, known bool, q pinQuestion, n
 	if i := slices.IndexFunc(content.Tokens, name.same); i >= 0 {
 		rec = content.Tokens[i]
 	} else {
-		rec.Salt, rec.Rounds = make([]byte, 16), refusalRounds
-		_, _ = rand.Read(rec.Salt) // never fails
+		rec.Salt, rec.Rounds = bytes.Clone(r.salt[:]), refusalRounds
 	}
-	hash, err := rec.hash(p)
+	hash, err := r.slow(rec, p)
 	if err != nil {
 		r.warn(err)
 		return nil, nil

@@ -3,6 +3,8 @@ package pkcs11
 import (
 	"bytes"
 	"context"
+	"crypto/pbkdf2"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -149,7 +151,7 @@ func TestRecordHoldsASlowHashAndNoPIN(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
 	}
-	if rec := r.records(); len(rec) != 1 || rec[0].Trial == nil || rec[0].Rounds < 20_000 || len(rec[0].Salt) < 16 {
+	if rec := r.records(); len(rec) != 1 || rec[0].Trial == nil || rec[0].Rounds < 200_000 || len(rec[0].Salt) < 16 {
 		t.Errorf("before the login the file holds %+v", rec)
 	}
 	f.refused(errors.New("the PIN 90817263 is wrong")) // a module's words are not kept
@@ -300,5 +302,27 @@ func BenchmarkRecordOfALogin(b *testing.B) {
 		}
 		p.clear()
 		f.accepted()
+	}
+}
+
+// The slow hash is that of the one PIN, the one salt and the one count.
+func TestTheSlowHashThatIsRememberedIsOfItsOwnPIN(t *testing.T) {
+	r := newRefusals(filepath.Join(t.TempDir(), "refused.json"), "", nil)
+	a, b := &pin{size: 4}, &pin{size: 4}
+	copy(a.buf[:], "1234")
+	copy(b.buf[:], "1235")
+	one, other := record{Salt: bytes.Repeat([]byte{1}, 16), Rounds: 10}, record{Salt: bytes.Repeat([]byte{2}, 16), Rounds: 10}
+	more := record{Salt: one.Salt, Rounds: 11}
+	for _, c := range []struct {
+		of record
+		p  *pin
+	}{{one, a}, {one, a}, {one, b}, {one, a}, {other, a}, {more, a}, {one, a}} {
+		got, err := r.slow(c.of, c.p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want, _ := pbkdf2.Key(sha256.New, string(c.p.bytes()), c.of.Salt, c.of.Rounds, sha256.Size); !bytes.Equal(got, want) {
+			t.Errorf("%q, salt %x, %d rounds: %x, want %x", c.p.bytes(), c.of.Salt[0], c.of.Rounds, got, want)
+		}
 	}
 }

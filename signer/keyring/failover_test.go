@@ -848,3 +848,19 @@ func BenchmarkFailover(b *testing.B) {
 		})
 	}
 }
+
+// Whatever took a key away, it signs soon after it is back.
+func TestAKeySignsSoonAfterItIsRightAgain(t *testing.T) {
+	for _, wrong := range []error{kms.ErrUnavailable, kms.ErrKeyNotFound, kms.ErrKeyDisabled, kms.ErrKeyMismatch} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.start(t, listed(kms.ES256, "a"))
+			w.hsm.set(func(h *hsm) { h.failRef["a"] = wrong })
+			wait(10 * time.Minute)
+			w.hsm.set(func(h *hsm) { delete(h.failRef, "a") })
+			wait(2 * time.Second)
+			w.wantKey(t, kms.ES256, "a")
+			w.wantHealth(t, true)
+		})
+	}
+}

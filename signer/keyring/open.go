@@ -49,10 +49,11 @@ const (
 
 // patience is the longest wait after err before what failed is tried again.
 // What may come back by itself, or by an operator who waits for it, is tried
-// often; a backend that throttles is left alone, and so is what was found to be
-// wrong.
+// often: also a key that does not fit, which a module may say once, by mistake,
+// and an operator mends by putting the right one back. A backend that throttles
+// is left alone, and so is what only another configuration can mend.
 func (c *Config) patience(err error) time.Duration {
-	for _, slow := range []error{kms.ErrThrottled, kms.ErrKeyMismatch, kms.ErrReference, ErrKeyShared} {
+	for _, slow := range []error{kms.ErrThrottled, kms.ErrReference, ErrKeyShared} {
 		if errors.Is(err, slow) {
 			return c.RetryMax
 		}
