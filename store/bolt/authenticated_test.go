@@ -3,7 +3,6 @@ package bolt
 import (
 	"bytes"
 	"context"
-	"errors"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -13,12 +12,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/bbolt"
 
-	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms"
-	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	"github.com/bulla-project/bulla/signer/keyring"
 	"github.com/bulla-project/bulla/store/envelope"
+	"github.com/bulla-project/bulla/store/records"
 )
 
 func benchmarkStore(b *testing.B) *Store {
@@ -34,9 +32,21 @@ func benchmarkStore(b *testing.B) *Store {
 // edit changes the file behind the store's back.
 func edit(t *testing.T, s *Store, fn func(tx *bbolt.Tx) error) {
 	t.Helper()
-	if err := s.db.Update(fn); err != nil {
+	if err := s.file.db.Update(fn); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// read returns a row as the file has it.
+func read(t *testing.T, s *Store, row envelope.Row) (value []byte) {
+	t.Helper()
+	if err := s.file.db.View(func(tx *bbolt.Tx) error {
+		value = bytes.Clone(tx.Bucket([]byte(records.TableOf(row.Kind))).Get(row.Key))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return value
 }
 
 func TestStoreWithoutAWrappingKeyIsRefused(t *testing.T) {
@@ -58,7 +68,7 @@ func TestIndexIsBelievedOnlyWhereARegistrationConfirmsIt(t *testing.T) {
 	}
 	const shared = "https://client.example/1"
 	edit(t, s, func(tx *bbolt.Tx) error {
-		index := tx.Bucket(bucketURIs)
+		index := tx.Bucket([]byte(records.URIs))
 		for _, k := range [][]byte{
 			envelope.Key("https://evil.example/", "main", "app-1"),     // another URI
 			envelope.Key("https://evil.example/", "main", "app-77"),    // no client
@@ -83,7 +93,7 @@ func TestIndexIsBelievedOnlyWhereARegistrationConfirmsIt(t *testing.T) {
 
 	// What the index has lost comes back with the next change.
 	edit(t, s, func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketURIs).Delete(envelope.Key("https://client.example/2", "main", "app-2"))
+		return tx.Bucket([]byte(records.URIs)).Delete(envelope.Key("https://client.example/2", "main", "app-2"))
 	})
 	if _, err := s.Put(t.Context(), client(2), 1); err != nil {
 		t.Fatal(err)
@@ -98,7 +108,7 @@ func TestJunkDataKeysOfTheFileAreRefusedAndDeletable(t *testing.T) {
 	s, reopen := opener(t)
 	register(t, s, 1)
 	edit(t, s, func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketDataKeys)
+		b := tx.Bucket([]byte(records.DataKeys))
 		for k, v := range map[string]string{"dk-2": "{", "dk-3": `{"id":"dk-1"}`, "x": ""} {
 			if err := b.Put([]byte(k), []byte(v)); err != nil {
 				return err
@@ -110,62 +120,16 @@ func TestJunkDataKeysOfTheFileAreRefusedAndDeletable(t *testing.T) {
 	if _, err := s.Get(t.Context(), "main", "app-1"); err != nil {
 		t.Error(err)
 	}
-	if id, err := s.keys.Replace(t.Context()); err != nil || id != "dk-4" {
+	if id, err := s.Keys().Replace(t.Context()); err != nil || id != "dk-4" {
 		t.Errorf("Replace: got %s, %v; want dk-4, the first that is free", id, err)
 	}
 	for _, id := range []string{"dk-2", "dk-3", "x"} {
-		if err := s.keys.Retire(t.Context(), id); err != nil {
+		if err := s.Keys().Retire(t.Context(), id); err != nil {
 			t.Errorf("Retire %s: %v", id, err)
 		}
 	}
-	if list, err := s.keys.List(t.Context()); err != nil || len(list) != 2 {
+	if list, err := s.Keys().List(t.Context()); err != nil || len(list) != 2 {
 		t.Errorf("got %+v, %v; want two keys", list, err)
-	}
-}
-
-// Between the look at the rows and the deletion of the key, others write.
-func TestNothingIsWrittenUnderADataKeyThatIsBeingRetired(t *testing.T) {
-	s, _ := opener(t)
-	ctx := t.Context()
-	register(t, s, 1)
-	secret := func(i int) registry.Registration {
-		t.Helper()
-		r := client(i)
-		id, sealed, err := s.keys.Seal(ctx, []byte("hush"), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Source.Secret = &registry.Secret{DataKey: id, Sealed: sealed}
-		return r
-	}
-	under1 := secret(2)
-	if err := s.markRetiring(ctx, "dk-1", true); err != nil {
-		t.Fatal(err)
-	}
-	_, err := s.Put(ctx, client(3), 0)
-	wantUnavailable(t, "Put", err)
-	wantUnavailable(t, "PutKeySet", s.PutKeySet(ctx, registry.KeySet{URI: "https://client.example/1"}))
-	if _, err := s.PutRing(ctx, keyring.Ring{Issuer: "main", Algorithm: kms.ES256}, 0); !errors.Is(err, keyring.ErrUnavailable) {
-		t.Errorf("PutRing: got %v, want ErrUnavailable", err)
-	}
-	if _, err := s.keys.Replace(ctx); err != nil {
-		t.Fatal(err)
-	}
-	_, err = s.Put(ctx, under1, 0)
-	wantUnavailable(t, "Put of a secret", err)
-	register(t, s, 3)
-	if _, err := s.Put(ctx, secret(2), 0); err != nil {
-		t.Error(err)
-	}
-
-	// One that is in use after all takes new rows again.
-	if err := s.RetireDataKey(ctx, "dk-1"); !errors.Is(err, datakey.ErrInUse) {
-		t.Errorf("RetireDataKey: got %v, want ErrInUse", err)
-	}
-	late := client(4)
-	late.Source.Secret = under1.Source.Secret
-	if _, err := s.Put(ctx, late, 0); err != nil {
-		t.Errorf("Put of a secret under a key that stays: %v", err)
 	}
 }
 
@@ -181,14 +145,11 @@ func TestAlarmNamesTheRowAndNothingOfIt(t *testing.T) {
 	}
 	defer func() { _ = s.Close() }()
 	register(t, s, 1)
-	row := registrationRow("main", "app-1")
-	sound, err := s.read(t.Context(), row)
-	if err != nil {
-		t.Fatal(err)
-	}
+	row := envelope.Row{Kind: envelope.Registration, Key: envelope.Key("main", "app-1")}
+	sound := read(t, s, row)
 	write := func(value []byte) {
 		t.Helper()
-		edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(bucketRegistrations).Put(row.Key, value) })
+		edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket([]byte(records.Registrations)).Put(row.Key, value) })
 	}
 	write(bytes.Replace(sound, []byte("client.example"), []byte("attack.example"), 1))
 	for range 3 {
@@ -200,7 +161,7 @@ func TestAlarmNamesTheRowAndNothingOfIt(t *testing.T) {
 	if strings.Count(text, "\n") != 1 || !strings.Contains(text, "level=ERROR") {
 		t.Errorf("got log %q, want one line", text)
 	}
-	for _, want := range []string{"bucket=registrations", "issuer=main", "client_id=app-1"} {
+	for _, want := range []string{"table=registrations", "issuer=main", "client_id=app-1"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the log lacks %q: %s", want, text)
 		}
@@ -219,15 +180,21 @@ func TestAlarmNamesTheRowAndNothingOfIt(t *testing.T) {
 
 func TestUnverifiedRingsAreWarnedOfOnce(t *testing.T) {
 	var log bytes.Buffer
-	s, reopen, w := wrapped(t)
+	s, _, w := wrapped(t)
 	for _, alg := range []kms.Algorithm{kms.ES256, kms.RS256} {
 		if _, err := s.PutRing(t.Context(), keyring.Ring{Issuer: "main", Algorithm: alg}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
 	w.SetDown(true)
-	s = reopen()
-	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), Config{Path: s.file.path, DataKeys: datakeytest.Config(w), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
 	for range 3 {
 		if list, err := s.Rings(t.Context(), "main"); err != nil || len(list) != 2 {
 			t.Fatalf("got %d, %v", len(list), err)
@@ -262,7 +229,7 @@ func TestUnwrappingHoldsNoTransaction(t *testing.T) {
 	// To grow, the file is mapped anew, which waits for all who read it.
 	grown := make(chan error, 1)
 	go func() {
-		grown <- s.update(context.Background(), func(tx *bbolt.Tx) error {
+		grown <- s.file.update(context.Background(), func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketMeta).Put([]byte("ballast"), make([]byte, 4<<20))
 		})
 	}()
@@ -278,24 +245,4 @@ func TestUnwrappingHoldsNoTransaction(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-}
-
-func FuzzOpenOfAnyBytes(f *testing.F) {
-	s, err := Open(f.Context(), Config{Path: filepath.Join(f.TempDir(), "bulla.db"), DataKeys: datakeytest.Config(wrapper)})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { _ = s.Close() })
-	sound, _, err := s.seal(f.Context(), registrationRow("main", "app"), client(1))
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, seed := range [][]byte{sound, sound[:40], {2}, {2, 4, 'd', 'k', '-', '1'}, {}} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, value []byte) {
-		if reg, err := s.registration(t.Context(), registrationRow("main", "app"), value); err == nil && !bytes.Equal(value, sound) {
-			t.Errorf("%q was opened as %+v", value, reg)
-		}
-	})
 }

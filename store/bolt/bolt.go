@@ -15,39 +15,9 @@
 //     stops: everything answers ErrUnavailable until it has been opened anew.
 //     The process stays up, and serves what it holds in memory.
 //
-// # Authentication
-//
-// Every record carries a MAC under a data key (packages envelope, datakey). One
-// that was changed, moved to another place or written by somebody else is
-// never used and is alarmed, in the log and by Tampered:
-//
-//   - A registration is a registry.TamperedError, which whoever may replace the
-//     client can replace; a tombstone likewise.
-//   - A fetched key set is as good as none, and is fetched anew.
-//   - A key ring cannot be read or replaced: a process goes on with the ring it
-//     holds, and one that starts publishes and signs nothing for its issuer.
-//     Only a backup mends it.
-//
-// What is not noticed: a row that is gone, and a row, or the whole file, that
-// was put back to an earlier state of its own. The index of URIs and the mark
-// of a data key that is being retired are not authenticated; they can keep a
-// key set from being kept, or stop writes, and no more.
-//
-// Data keys are unwrapped by a backend, which may be down when the service
-// starts. Registrations and key sets are then unavailable, and nothing can be
-// written. Key rings are handed out unverified, for to publish the public keys
-// must need no HSM, and verifiers that find no keys refuse every token. The
-// price: who can write the file, and choose a start at which the backend is
-// down, can have keys of his own published until it is back. They sign nothing
-// here, and rings are marked while they are not verified, so that no verifier is
-// told to keep their keys. The keyring reads its rings again every few seconds; as soon as the
-// data key can be had, a ring that turns out to be forged comes back empty, so
-// that its holder drops it. Once any data key was had, nothing is handed out
-// unverified any more, and a ring that was cannot be written.
-//
-// Records are JSON in an envelope with a version; the file has a schema
-// version of its own, and any other is refused. Which change of a record is
-// right is not decided here: see registry.Decide and package keyring.
+// What the records promise (authentication, revisions, the retirement of data
+// keys) is package records; this one is the engine below it. The file has a
+// schema version, and any other is refused.
 package bolt
 
 import (
@@ -63,16 +33,15 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 
-	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms/datakey"
-	"github.com/bulla-project/bulla/signer/keyring"
+	"github.com/bulla-project/bulla/store/records"
 )
 
-var (
-	_ registry.Store = (*Store)(nil)
-	_ keyring.Store  = (*Store)(nil)
-	_ datakey.Store  = (*Store)(nil)
-)
+// Store is an open file with the records in it.
+type Store struct {
+	*records.Store
+	file *file
+}
 
 // Config says where the store is.
 type Config struct {
@@ -94,19 +63,14 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Store is an open file. It implements registry.Store, keyring.Store and
-// datakey.Store.
-type Store struct {
+// file is the engine: an open file.
+type file struct {
 	db   *bbolt.DB
 	path string
 	log  *slog.Logger
 
-	keys   *datakey.Keys // never asked in a transaction: it may ask an HSM
-	alarms alarms
-	trust  trust
-
-	// file is what was opened, to notice when path leads elsewhere.
-	file os.FileInfo
+	// opened is what was opened, to notice when path leads elsewhere.
+	opened os.FileInfo
 
 	// writer holds a token while no one writes. bbolt has a lock for this, but
 	// one cannot stop waiting for it.
@@ -119,6 +83,8 @@ type Store struct {
 	commit func(*bbolt.Tx) error
 }
 
+var _ records.Engine = (*file)(nil)
+
 // stop is why the store does not work any more.
 type stop struct {
 	err error
@@ -126,9 +92,8 @@ type stop struct {
 	stuck bool
 }
 
-// Close waits for the calls under way and releases the file. After it, every
-// call answers ErrUnavailable.
-func (s *Store) Close() error {
+// Close waits for the calls under way and releases the file (records.Engine).
+func (s *file) Close() error {
 	if st := s.stopped.Load(); st != nil && st.stuck {
 		// To wait for bbolt's locks could be forever. The file is let go of at
 		// the end of the process.
@@ -143,34 +108,47 @@ func (s *Store) Close() error {
 }
 
 // Check reads the schema version, and looks whether the file is still the one
-// that was opened (registry.Store).
-func (s *Store) Check(ctx context.Context) error {
-	err := s.view(ctx, func(tx *bbolt.Tx) error {
+// that was opened (records.Engine).
+func (s *file) Check(ctx context.Context) error {
+	return s.view(ctx, func(tx *bbolt.Tx) error {
 		if err := s.inPlace(); err != nil {
 			return err
 		}
 		return checkSchema(tx)
 	})
-	return unavailable(registry.ErrUnavailable, err)
+}
+
+// View runs fn on one state of the store (records.Engine).
+func (s *file) View(ctx context.Context, fn func(records.Tx) error) error {
+	return s.view(ctx, func(t *bbolt.Tx) error { return fn(tx{t}) })
+}
+
+// Update runs fn and makes what it wrote durable (records.Engine).
+func (s *file) Update(ctx context.Context, fn func(records.Tx) error) error {
+	return s.update(ctx, func(t *bbolt.Tx) error { return fn(tx{t}) })
 }
 
 // view runs fn in a transaction that sees one state of the store. What fn
 // keeps of a value it must copy.
-func (s *Store) view(ctx context.Context, fn func(*bbolt.Tx) error) error {
+func (s *file) view(ctx context.Context, fn func(*bbolt.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.guard(func() error { return s.db.View(fn) })
+	return closed(s.guard(func() error { return s.db.View(fn) }))
 }
 
-// errNoChange is returned by the function given to update when there is
-// nothing to write.
-var errNoChange = errors.New("no change")
+// closed says in plain words that the store has been closed.
+func closed(err error) error {
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+		return errors.New("the store has been closed")
+	}
+	return err
+}
 
 // update runs fn in a transaction and makes it durable. Waiting for its turn
 // ends with ctx; once begun, the write is seen through, since to leave it
 // would be not to know whether it happened.
-func (s *Store) update(ctx context.Context, fn func(*bbolt.Tx) error) error {
+func (s *file) update(ctx context.Context, fn func(*bbolt.Tx) error) error {
 	select {
 	case <-s.writer:
 	case <-ctx.Done():
@@ -180,22 +158,18 @@ func (s *Store) update(ctx context.Context, fn func(*bbolt.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := s.guard(func() error {
+	return closed(s.guard(func() error {
 		// Written to a file that was moved or deleted, the record would be
 		// gone at the next start.
 		if err := s.inPlace(); err != nil {
 			return err
 		}
 		return s.transact(fn)
-	})
-	if errors.Is(err, errNoChange) {
-		return nil
-	}
-	return err
+	}))
 }
 
 // transact is one write transaction, from beginning to end.
-func (s *Store) transact(fn func(*bbolt.Tx) error) error {
+func (s *file) transact(fn func(*bbolt.Tx) error) error {
 	tx, err := s.db.Begin(true)
 	if err != nil {
 		return err
@@ -228,7 +202,7 @@ func (s *Store) transact(fn func(*bbolt.Tx) error) error {
 // it: an unreadable sector or a truncated file is a fault in memory, and a
 // damaged page a panic. Neither may take the process down, which can do its
 // work from memory for a good while.
-func (s *Store) guard(op func() error) (err error) {
+func (s *file) guard(op func() error) (err error) {
 	if st := s.stopped.Load(); st != nil {
 		return st.err
 	}
@@ -243,47 +217,20 @@ func (s *Store) guard(op func() error) (err error) {
 }
 
 // stop ends the use of the store for the reason that came first.
-func (s *Store) stop(st *stop) {
+func (s *file) stop(st *stop) {
 	if s.stopped.CompareAndSwap(nil, st) {
 		s.log.Error("store stopped", "path", s.path, "error", st.err)
 	}
 }
 
 // inPlace checks that path still leads to the open file.
-func (s *Store) inPlace() error {
+func (s *file) inPlace() error {
 	now, err := os.Stat(s.path)
 	if err != nil {
 		return fmt.Errorf("the store's file is gone while in use; put it back or restart: %w", err)
 	}
-	if !os.SameFile(now, s.file) {
+	if !os.SameFile(now, s.opened) {
 		return fmt.Errorf("the store's file %s was replaced while in use; restart to use the new one", s.path)
 	}
 	return nil
-}
-
-// unavailable wraps err by the sentinel of the interface it leaves through,
-// unless it is one that the interface speaks of itself, or a mistake of the
-// caller that trying again does not mend.
-func unavailable(sentinel, err error) error {
-	if err == nil {
-		return nil
-	}
-	if errors.Is(err, datakey.ErrUnavailable) && !errors.Is(sentinel, datakey.ErrUnavailable) {
-		// It may wrap the end of a context, and never that of the caller.
-		return fmt.Errorf("%w: %w", sentinel, err)
-	}
-	for _, own := range []error{
-		context.Canceled, context.DeadlineExceeded,
-		registry.ErrNotFound, registry.ErrRevision, registry.ErrInvalid, registry.ErrTampered,
-		keyring.ErrNotFound, keyring.ErrRevision, errEncoding,
-		datakey.ErrExists, datakey.ErrNotFound, datakey.ErrInUse,
-	} {
-		if errors.Is(err, own) {
-			return err
-		}
-	}
-	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
-		err = errors.New("the store has been closed")
-	}
-	return fmt.Errorf("%w: %w", sentinel, err)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	"github.com/bulla-project/bulla/signer/keyring"
+	"github.com/bulla-project/bulla/store/records"
 	"github.com/bulla-project/bulla/store/storetest"
 )
 
@@ -84,6 +85,13 @@ func TestRingsConformance(t *testing.T) {
 	})
 }
 
+func TestEngineConformance(t *testing.T) {
+	storetest.Engine(t, func(t *testing.T) (records.Engine, func() records.Engine) {
+		s, reopen := opener(t)
+		return s.file, func() records.Engine { return reopen().file }
+	})
+}
+
 func client(i int) registry.Registration {
 	return storetest.Client(fmt.Sprintf("app-%d", i), fmt.Sprintf("https://client.example/%d", i))
 }
@@ -97,8 +105,8 @@ func register(t *testing.T, s *Store, i int) {
 
 func TestURIsAreReadInBatches(t *testing.T) {
 	s, _ := opener(t)
-	s.db.NoSync = true // 700 times fsync is not what is tested
-	const n = 2*batchRows + 188
+	s.file.db.NoSync = true // 700 times fsync is not what is tested
+	const n = 2*records.BatchRows + 188
 	for i := range n {
 		register(t, s, i)
 	}
@@ -268,22 +276,22 @@ func wantUnavailable(t *testing.T, what string, err error) {
 
 func TestWriterWhoWaitsCanGiveUp(t *testing.T) {
 	s, _ := opener(t)
-	<-s.writer // a write that takes long
+	<-s.file.writer // a write that takes long
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	_, err := s.Put(ctx, client(1), 0)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want context.DeadlineExceeded", err)
 	}
-	s.writer <- struct{}{}
+	s.file.writer <- struct{}{}
 	register(t, s, 1)
 }
 
 func TestNothingIsWrittenToAFileThatIsGone(t *testing.T) {
 	s, _ := opener(t)
 	register(t, s, 1)
-	moved := s.path + ".moved"
-	if err := os.Rename(s.path, moved); err != nil {
+	moved := s.file.path + ".moved"
+	if err := os.Rename(s.file.path, moved); err != nil {
 		t.Fatal(err)
 	}
 	_, err := s.Put(t.Context(), client(2), 0)
@@ -292,12 +300,12 @@ func TestNothingIsWrittenToAFileThatIsGone(t *testing.T) {
 	if _, err := s.Get(t.Context(), "main", "app-1"); err != nil {
 		t.Errorf("reading goes on: got %v", err)
 	}
-	if err := os.WriteFile(s.path, nil, 0o600); err != nil {
+	if err := os.WriteFile(s.file.path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.Put(t.Context(), client(2), 0)
 	wantUnavailable(t, "Put to a file that was replaced", err)
-	if err := os.Rename(moved, s.path); err != nil {
+	if err := os.Rename(moved, s.file.path); err != nil {
 		t.Fatal(err)
 	}
 	register(t, s, 2)
@@ -312,13 +320,13 @@ func TestStoreStopsWhenItIsUnknownWhetherAWriteIsDurable(t *testing.T) {
 	s, reopen := opener(t)
 	register(t, s, 1)
 	diskFails := errors.New("input/output error")
-	s.commit = func(tx *bbolt.Tx) error { return errors.Join(tx.Commit(), diskFails) }
+	s.file.commit = func(tx *bbolt.Tx) error { return errors.Join(tx.Commit(), diskFails) }
 	_, err := s.Put(t.Context(), client(2), 0)
 	wantUnavailable(t, "the Put that failed", err)
 	if !errors.Is(err, diskFails) {
 		t.Errorf("got %v, want it to wrap the cause", err)
 	}
-	s.commit = (*bbolt.Tx).Commit
+	s.file.commit = (*bbolt.Tx).Commit
 	_, err = s.Get(t.Context(), "main", "app-2")
 	wantUnavailable(t, "Get of what may not be durable", err)
 	_, err = s.Put(t.Context(), client(3), 0)
@@ -335,24 +343,24 @@ func TestStoreGoesOnWhenAWriteFailedBeforeItCounted(t *testing.T) {
 	s, _ := opener(t)
 	register(t, s, 2) // which makes the data key
 	diskFull := errors.New("no space left")
-	s.commit = func(tx *bbolt.Tx) error { return errors.Join(tx.Rollback(), diskFull) }
+	s.file.commit = func(tx *bbolt.Tx) error { return errors.Join(tx.Rollback(), diskFull) }
 	_, err := s.Put(t.Context(), client(1), 0)
 	wantUnavailable(t, "Put", err)
 	if _, err := s.Get(t.Context(), "main", "app-1"); !errors.Is(err, registry.ErrNotFound) {
 		t.Errorf("Get: got %v, want ErrNotFound", err)
 	}
-	s.commit = (*bbolt.Tx).Commit
+	s.file.commit = (*bbolt.Tx).Commit
 	register(t, s, 1)
 }
 
 // The file is mapped into memory: what is not there any more is a fault.
 func TestFileCutShortInUseDoesNotEndTheProcess(t *testing.T) {
 	s, _ := opener(t)
-	s.db.NoSync = true
+	s.file.db.NoSync = true
 	for i := range 500 {
 		register(t, s, i)
 	}
-	if err := os.Truncate(s.path, int64(2*os.Getpagesize())); err != nil {
+	if err := os.Truncate(s.file.path, int64(2*os.Getpagesize())); err != nil {
 		t.Fatal(err)
 	}
 	_, err := s.Get(t.Context(), "main", "app-1")
@@ -367,11 +375,11 @@ func TestFileCutShortInUseDoesNotEndTheProcess(t *testing.T) {
 
 func TestGarbageInUseDoesNotEndTheProcess(t *testing.T) {
 	s, _ := opener(t)
-	s.db.NoSync = true
+	s.file.db.NoSync = true
 	for i := range 500 {
 		register(t, s, i)
 	}
-	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	f, err := os.OpenFile(s.file.path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
+	"github.com/bulla-project/bulla/store/envelope"
+	"github.com/bulla-project/bulla/store/records"
 )
 
 // noBackend is a backend that is down.
@@ -100,16 +102,13 @@ func TestForgedKeysAreNotPublishedForLong(t *testing.T) {
 	if _, err := s.PutRing(t.Context(), ring, 0); err != nil {
 		t.Fatal(err)
 	}
-	row := ringRow("main", kms.ES256)
-	value, err := s.read(t.Context(), row)
-	if err != nil {
-		t.Fatal(err)
-	}
+	row := envelope.Row{Kind: envelope.Ring, Key: envelope.Key("main", string(kms.ES256))}
+	value := read(t, s, row)
 	bad := bytes.ReplaceAll(value, sound.PublicJWK, forged.PublicJWK)
 	bad = bytes.ReplaceAll(bad, []byte(kid), []byte(evil))
 	write := func(value []byte) {
 		t.Helper()
-		edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(bucketRings).Put(row.Key, value) })
+		edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket([]byte(records.Rings)).Put(row.Key, value) })
 	}
 
 	t.Run("a process that runs goes on with what it holds", func(t *testing.T) {
@@ -156,7 +155,7 @@ func TestForgedKeysAreNotPublishedForLong(t *testing.T) {
 func TestRingsWithoutIntentsAreStoredAsTheyWere(t *testing.T) {
 	entry, kid := newEntry(t)
 	s, reopen := opener(t)
-	row := ringRow("main", kms.ES256)
+	row := envelope.Row{Kind: envelope.Ring, Key: envelope.Key("main", string(kms.ES256))}
 	type then struct {
 		KeyID      string             `json:"key_id"`
 		PublicJWK  json.RawMessage    `json:"public_jwk"`
@@ -170,11 +169,15 @@ func TestRingsWithoutIntentsAreStoredAsTheyWere(t *testing.T) {
 		Entries   []then `json:"entries"`
 		Revision  uint64 `json:"revision"`
 	}{"main", "ES256", []then{{kid, entry.PublicJWK, entry.Locations, entry.PublishAt, entry.ActivateAt}}, 1}
-	value, raw, err := s.seal(t.Context(), row, old)
+	raw, err := json.Marshal(old)
 	if err != nil {
 		t.Fatal(err)
 	}
-	edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(bucketRings).Put(row.Key, value) })
+	value, err := envelope.Seal(t.Context(), s.Keys(), row, raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(t, s, func(tx *bbolt.Tx) error { return tx.Bucket([]byte(records.Rings)).Put(row.Key, value) })
 	s = reopen()
 	ring, err := s.Ring(t.Context(), "main", kms.ES256)
 	if err != nil || ring.Intent != nil || len(ring.Entries) != 1 || ring.Entries[0].Tag != "" || ring.Entries[0].KeyID != kid {
@@ -196,13 +199,10 @@ func TestAForgedIntentIsNotFollowed(t *testing.T) {
 	if _, err := s.PutRing(t.Context(), ring, 0); err != nil {
 		t.Fatal(err)
 	}
-	row := ringRow("main", kms.ES256)
-	value, err := s.read(t.Context(), row)
-	if err != nil {
-		t.Fatal(err)
-	}
+	row := envelope.Row{Kind: envelope.Ring, Key: envelope.Key("main", string(kms.ES256))}
+	value := read(t, s, row)
 	edit(t, s, func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketRings).Put(row.Key, bytes.Replace(value, []byte("es256-good"), []byte("es256-evil"), 1))
+		return tx.Bucket([]byte(records.Rings)).Put(row.Key, bytes.Replace(value, []byte("es256-good"), []byte("es256-evil"), 1))
 	})
 	s = reopen()
 	if got, err := s.Ring(t.Context(), "main", kms.ES256); !errors.Is(err, keyring.ErrUnavailable) {

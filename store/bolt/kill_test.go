@@ -111,7 +111,7 @@ func TestKillLosesNothingThatWasAcknowledged(t *testing.T) {
 				t.Errorf("acknowledged key set of %s: %v", uri, err)
 			}
 		}
-		if err := s.db.View(func(tx *bbolt.Tx) error {
+		if err := s.file.db.View(func(tx *bbolt.Tx) error {
 			var errs []error
 			for err := range tx.Check() {
 				errs = append(errs, err)

@@ -15,7 +15,7 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 
-	"github.com/bulla-project/bulla/kms/datakey"
+	"github.com/bulla-project/bulla/store/records"
 )
 
 // schema is the version of the file's layout that this code reads and writes.
@@ -36,27 +36,12 @@ var (
 	ErrSchema = errors.New("store cannot be read by this version")
 )
 
-// The buckets of the file.
+// The buckets of the file: this one, and one for each of records.Tables by its
+// name.
 var (
 	// bucketMeta: "schema" -> the version in decimal.
 	bucketMeta = []byte("bulla")
 	keySchema  = []byte("schema")
-
-	// In envelopes, with a MAC each:
-	//
-	// bucketRegistrations: issuer NUL client_id -> registry.Registration.
-	bucketRegistrations = []byte("registrations")
-	// bucketKeySets: jwks_uri -> registry.KeySet.
-	bucketKeySets = []byte("keysets")
-	// bucketRings: issuer NUL algorithm -> keyring.Ring.
-	bucketRings = []byte("rings")
-
-	// bucketURIs: jwks_uri NUL issuer NUL client_id -> nothing, one entry for
-	// each live registration with a jwks_uri. What it says is only believed
-	// where a registration confirms it, or where it does not matter.
-	bucketURIs = []byte("uris")
-	// bucketDataKeys: id -> dataKey, authenticated by its wrapping.
-	bucketDataKeys = []byte("datakeys")
 )
 
 // Open opens the file, and creates it if it is not there. It fails at once if
@@ -87,28 +72,26 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		wait = max(min(wait, time.Until(deadline)), time.Millisecond)
 	}
 
-	s := &Store{
+	f := &file{
 		path:   path,
 		log:    log,
 		writer: make(chan struct{}, 1),
 		commit: (*bbolt.Tx).Commit,
-		alarms: alarms{log: log},
 	}
-	keys := cfg.DataKeys
-	keys.Store = s
-	if s.keys, err = datakey.New(ctx, keys); err != nil {
+	s := &Store{file: f}
+	if s.Store, err = records.New(ctx, records.Config{Engine: f, DataKeys: cfg.DataKeys, Logger: log}); err != nil {
 		return nil, fmt.Errorf("store %s: %w", path, err)
 	}
 	if err := ensureFile(path); err != nil {
 		return nil, err
 	}
-	if err := s.open(wait); err != nil {
+	if err := f.open(wait); err != nil {
 		return nil, err
 	}
-	if s.file.Mode().Perm()&0o077 != 0 {
-		log.Warn("store can be read by others; run chmod 600 on it", "path", path, "mode", s.file.Mode().Perm().String())
+	if mode := f.opened.Mode().Perm(); mode&0o077 != 0 {
+		log.Warn("store can be read by others; run chmod 600 on it", "path", path, "mode", mode.String())
 	}
-	s.writer <- struct{}{}
+	f.writer <- struct{}{}
 	return s, nil
 }
 
@@ -160,12 +143,16 @@ func create(path string) (err error) {
 }
 
 func layOut(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketRegistrations, bucketURIs, bucketKeySets, bucketRings, bucketDataKeys} {
-		if _, err := tx.CreateBucket(name); err != nil {
+	meta, err := tx.CreateBucket(bucketMeta)
+	if err != nil {
+		return err
+	}
+	for _, table := range records.Tables() {
+		if _, err := tx.CreateBucket([]byte(table)); err != nil {
 			return err
 		}
 	}
-	return tx.Bucket(bucketMeta).Put(keySchema, []byte(strconv.Itoa(schema)))
+	return meta.Put(keySchema, []byte(strconv.Itoa(schema)))
 }
 
 // syncDir makes a new name in a folder durable.
@@ -178,7 +165,7 @@ func syncDir(dir string) error {
 }
 
 // open opens and locks the file and checks that it is a store.
-func (s *Store) open(wait time.Duration) (err error) {
+func (s *file) open(wait time.Duration) (err error) {
 	// A damaged file makes bbolt panic as readily here as later.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -196,7 +183,7 @@ func (s *Store) open(wait time.Duration) (err error) {
 			if err != nil {
 				return nil, err
 			}
-			s.file, err = f.Stat()
+			s.opened, err = f.Stat()
 			if err != nil {
 				return nil, errors.Join(err, f.Close())
 			}

@@ -12,7 +12,11 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/bulla-project/bulla/encrypter/registry"
+	"github.com/bulla-project/bulla/store/envelope"
+	"github.com/bulla-project/bulla/store/records"
 	"github.com/bulla-project/bulla/store/storetest"
 )
 
@@ -38,7 +42,7 @@ func forms(name string, b []byte) map[string][]byte {
 // is left in its free pages.
 func TestStolenFileHoldsNoSecretAndNoKey(t *testing.T) {
 	s, reopen, w := wrapped(t)
-	s.db.NoSync = true
+	s.file.db.NoSync = true
 	ctx := t.Context()
 	secrets := map[string]string{}
 	aad := func(id string) []byte { return []byte("main\x00" + id + "\x00secret") }
@@ -46,7 +50,7 @@ func TestStolenFileHoldsNoSecretAndNoKey(t *testing.T) {
 		t.Helper()
 		sum256, sum384, sum512 := sha256.Sum256([]byte(secrets[id])), sha512.Sum384([]byte(secrets[id])), sha512.Sum512([]byte(secrets[id]))
 		material := bytes.Join([][]byte{[]byte(secrets[id]), sum256[:16], sum256[:], sum384[:], sum512[:]}, nil)
-		key, box, err := s.keys.Seal(ctx, material, aad(id))
+		key, box, err := s.Keys().Seal(ctx, material, aad(id))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +61,7 @@ func TestStolenFileHoldsNoSecretAndNoKey(t *testing.T) {
 	freed := 0
 	steal := func() []byte {
 		t.Helper()
-		now, err := os.ReadFile(s.path)
+		now, err := os.ReadFile(s.file.path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +83,7 @@ func TestStolenFileHoldsNoSecretAndNoKey(t *testing.T) {
 			}
 		}
 		steal()
-		if _, err := s.keys.Replace(ctx); err != nil {
+		if _, err := s.Keys().Replace(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Reseal(ctx, func(_ context.Context, r *registry.Registration) (*registry.Secret, error) {
@@ -91,7 +95,7 @@ func TestStolenFileHoldsNoSecretAndNoKey(t *testing.T) {
 		freed += bytes.Count(steal(), fmt.Appendf(nil, `"data_key":"dk-%d"`, round+1))
 		if round == 3 {
 			s = reopen()
-			s.db.NoSync = true
+			s.file.db.NoSync = true
 		}
 	}
 	for i := range clients / 2 {
@@ -140,9 +144,12 @@ func BenchmarkGet(b *testing.B) {
 	if _, err := s.Put(b.Context(), reg, 0); err != nil {
 		b.Fatal(err)
 	}
-	row := registrationRow("main", "app")
-	value, err := s.read(b.Context(), row)
-	if err != nil {
+	row := envelope.Row{Kind: envelope.Registration, Key: envelope.Key("main", "app")}
+	var value []byte
+	if err := s.file.db.View(func(tx *bbolt.Tx) error {
+		value = bytes.Clone(tx.Bucket([]byte(records.Registrations)).Get(row.Key))
+		return nil
+	}); err != nil {
 		b.Fatal(err)
 	}
 	b.Run("whole", func(b *testing.B) {
@@ -156,7 +163,7 @@ func BenchmarkGet(b *testing.B) {
 	b.Run("verification", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := s.verify(b.Context(), row, value); err != nil {
+			if _, err := envelope.Open(b.Context(), s.Keys(), row, value); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -1,8 +1,3 @@
-// Package records is what all stores of Bulla have in common: it makes
-// registrations, fetched key sets, signing key rings and data keys out of rows
-// of bytes that an Engine keeps. So each promise about them (authentication,
-// compare-and-swap, the life of a key set, the retirement of a data key) is kept
-// in one place, and an engine is what is left: a database.
 package records
 
 import (
@@ -67,7 +62,8 @@ type Engine interface {
 // are not kept.
 type Tx interface {
 	// Get returns the value of a row, nil if there is none. An empty value is
-	// not nil.
+	// not nil. In Update, the row stays as it was returned until the end, but for
+	// what fn does to it: PutClaimed waits.
 	Get(t Table, key []byte) ([]byte, error)
 
 	// Scan returns rows from seek on whose keys begin with prefix, in byte order,
@@ -112,8 +108,8 @@ type Shared interface {
 
 	// PutClaimed writes the value of a key set, alone and without the order among
 	// Updates, and ends the lease. Its error is ErrLeaseLost if lease is not the
-	// one in force any more, and ErrGuard if guard is not as it was. announce says
-	// whether followers are told.
+	// one in force any more, and ErrGuard if guard is not as it was; guard stays so
+	// until the value can be seen. announce says whether followers are told.
 	PutClaimed(ctx context.Context, key, value []byte, lease string, guard Guard, announce bool) error
 
 	// Release ends a lease, if it is still in force.

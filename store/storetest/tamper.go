@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/bulla-project/bulla/kms/datakey/datakeytest"
 	"github.com/bulla-project/bulla/signer/keyring"
 	"github.com/bulla-project/bulla/store/envelope"
+	"github.com/bulla-project/bulla/store/records"
 )
 
 // Authenticated is a store whose records are authenticated under data keys.
@@ -31,6 +33,13 @@ type Authenticated interface {
 	// Tampered counts the rows that failed their authentication, each once
 	// for as long as it stays so.
 	Tampered() uint64
+	// ClientsOf calls yield for every live client that names a jwks_uri.
+	ClientsOf(ctx context.Context, uri string, yield func(issuer, clientID string) bool) error
+	// Leases are the leases on key sets, nil if nobody shares the store.
+	Leases() registry.Leases
+	// Export writes all that the store has, and Import reads it.
+	Export(ctx context.Context, w io.Writer) (records.Counts, error)
+	Import(ctx context.Context, r io.Reader) (records.Counts, error)
 	// Reseal writes all rows anew under the current data key.
 	Reseal(ctx context.Context, secret func(context.Context, *registry.Registration) (*registry.Secret, error)) (envelope.Resealed, error)
 }
@@ -86,6 +95,9 @@ func Tampering(t *testing.T, open func(t *testing.T) *Victim) {
 		{"RowWithoutADataKeysIDStopsNothing", namelessKey},
 		{"NothingIsWrittenUnderARetiredDataKey", retiredMeanwhile},
 		{"DataKeyIsAddedOnce", addOnce},
+		{"RetiringOneKeyTwiceAtOnceLosesNothing", retireTwice},
+		{"ClientsOfAURIAreThoseThatNameIt", clientsOf},
+		{"ClientsOfAURIAreReadInBatches", manyClientsOf},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.run(t, open(t)) })
 	}
@@ -1104,4 +1116,138 @@ func addOnce(t *testing.T, v *Victim) {
 	want(t, "DataKeys", err, context.Canceled)
 	want(t, "AddDataKey", v.Store.AddDataKey(ended, r), context.Canceled)
 	want(t, "RetireDataKey", v.Store.RetireDataKey(ended, r.ID), context.Canceled)
+}
+
+// Two processes replace the data keys at once, and both retire the old one, while
+// others write.
+func retireTwice(t *testing.T, v *Victim) {
+	const clients = 30
+	ctx := t.Context()
+	s := v.Store
+	for i := range clients {
+		put(t, s, Client(fmt.Sprintf("app-%d", i), "https://a.example/"), 0)
+	}
+	for range 3 {
+		old, err := s.Keys().Current(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Keys().Replace(ctx); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				for range 5 {
+					if _, err := s.Reseal(context.Background(), nil); err != nil {
+						t.Error(err)
+					}
+					err := s.RetireDataKey(context.Background(), old)
+					if err != nil && !errors.Is(err, datakey.ErrInUse) && !errors.Is(err, datakey.ErrNotFound) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		// Whoever came last has done it, or does it now.
+		if err := s.RetireDataKey(ctx, old); err != nil && !errors.Is(err, datakey.ErrNotFound) {
+			t.Error(err)
+		}
+		list, err := s.DataKeys(ctx)
+		if err != nil || len(list) != 1 {
+			t.Errorf("got %d data keys, %v; want the current one alone", len(list), err)
+		}
+	}
+	v.reopen()
+	for i := range clients {
+		get(t, v.Store, fmt.Sprintf("app-%d", i))
+	}
+}
+
+func clientsOfURI(t *testing.T, v *Victim, uri string) []string {
+	t.Helper()
+	var got []string
+	if err := v.Store.ClientsOf(t.Context(), uri, func(issuer, clientID string) bool {
+		got = append(got, issuer+" "+clientID)
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func clientsOf(t *testing.T, v *Victim) {
+	const uri = "https://a.example/jwks"
+	s := v.Store
+	if got := clientsOfURI(t, v, uri); got != nil {
+		t.Errorf("an empty store has %q", got)
+	}
+	for _, id := range []string{"b", "a", "a ", "gone", "leaves", "bad"} {
+		put(t, s, Client(id, uri), 0)
+	}
+	put(t, s, Client("longer", uri+"2"), 0)
+	put(t, s, Client("shorter", "https://a.example/"), 0)
+	put(t, s, withJWKS("inline", []byte("{}")), 0)
+	other := Client("a", uri)
+	other.Issuer = "another"
+	put(t, s, other, 0)
+	put(t, s, tombstone("gone"), 1)
+	put(t, s, Client("leaves", uri+"2"), 1)
+	v.edit(t, clientRow("bad"), `"revision":1`, `"revision":2`)
+	if diff := cmp.Diff([]string{"another a", "main a", "main a ", "main b"}, clientsOfURI(t, v, uri)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"main leaves", "main longer"}, clientsOfURI(t, v, uri+"2")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := clientsOfURI(t, v, "https://a.example/none"); got != nil {
+		t.Errorf("got %q of a URI that nobody names", got)
+	}
+	n := 0
+	if err := s.ClientsOf(t.Context(), uri, func(string, string) bool { n++; return n < 2 }); err != nil || n != 2 {
+		t.Errorf("got %d clients and %v after asking to stop at the second", n, err)
+	}
+	// Whoever is told of a client may write it.
+	if err := s.ClientsOf(t.Context(), uri, func(issuer, clientID string) bool {
+		reg := Client(clientID, uri+"3")
+		reg.Issuer = issuer
+		put(t, s, reg, 1)
+		return true
+	}); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"another a", "main a", "main a ", "main b"}, clientsOfURI(t, v, uri+"3")); diff != "" {
+		t.Errorf("after they have moved (-want +got):\n%s", diff)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	want(t, "ClientsOf", s.ClientsOf(ended, uri, func(string, string) bool { return true }), context.Canceled)
+}
+
+func manyClientsOf(t *testing.T, v *Victim) {
+	const uri = "https://a.example/jwks"
+	var want []string
+	for i := range records.BatchRows + 50 {
+		id := fmt.Sprintf("app-%04d", i)
+		put(t, v.Store, Client(id, uri), 0)
+		want = append(want, issuer+" "+id)
+	}
+	put(t, v.Store, Client("other", "https://b.example/"), 0)
+	if diff := cmp.Diff(want, clientsOfURI(t, v, uri)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	var uris []string
+	if err := v.Store.URIs(t.Context(), func(u string) bool { uris = append(uris, u); return true }); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{uri, "https://b.example/"}, uris); diff != "" {
+		t.Errorf("URIs (-want +got):\n%s", diff)
+	}
+	v.Wrapper.SetDown(true)
+	v.reopen()
+	err := v.Store.ClientsOf(t.Context(), uri, func(string, string) bool { return true })
+	if !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("with the backend down: got %v, want ErrUnavailable", err)
+	}
 }

@@ -1,4 +1,4 @@
-package bolt
+package records
 
 import (
 	"context"
@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-
-	"go.etcd.io/bbolt"
 
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/datakey"
@@ -46,7 +44,7 @@ func (s *Store) Rings(ctx context.Context, issuer string) ([]*keyring.Ring, erro
 	for more := true; more; {
 		var rows []stored
 		var err error
-		rows, more, err = s.batch(ctx, envelope.Ring, prefix, seek, batchRows)
+		rows, more, err = s.batch(ctx, envelope.Ring, prefix, seek, BatchRows)
 		if err != nil {
 			return nil, unavailable(keyring.ErrUnavailable, err)
 		}
@@ -145,7 +143,7 @@ func (s *Store) PutRing(ctx context.Context, ring keyring.Ring, expect uint64) (
 	}
 	row := ringRow(ring.Issuer, ring.Algorithm)
 	var written *keyring.Ring
-	err := s.change(ctx, row, func(seen []byte) (value []byte, _ func(*bbolt.Tx) error, err error) {
+	err := s.change(ctx, row, func(seen []byte) (value []byte, _ func(Tx) error, err error) {
 		value, written, err = s.nextRing(ctx, row, ring, seen, expect)
 		return value, nil, err
 	})

@@ -1,4 +1,4 @@
-package bolt
+package records
 
 import (
 	"bytes"
@@ -80,7 +80,7 @@ func attributes(row envelope.Row) []any {
 		envelope.KeySet:       {"jwks_uri"},
 		envelope.Ring:         {"issuer", "algorithm"},
 	}[row.Kind]
-	list := []any{"bucket", string(bucketOf(row.Kind))}
+	list := []any{"table", string(TableOf(row.Kind))}
 	parts := bytes.SplitN(row.Key, []byte{0}, len(names))
 	for i, part := range parts {
 		list = append(list, names[i], fmt.Sprintf("%.300s", part))

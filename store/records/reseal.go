@@ -1,12 +1,10 @@
-package bolt
+package records
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-
-	"go.etcd.io/bbolt"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/store/envelope"
@@ -74,7 +72,7 @@ func (r *resealing) add(ctx context.Context, row stored) error {
 	}
 	r.pending = append(r.pending, resealed{row, next})
 	r.bytes += len(next)
-	if len(r.pending) >= batchRows || r.bytes >= batchBytes {
+	if len(r.pending) >= BatchRows || r.bytes >= BatchBytes {
 		return r.flush(ctx)
 	}
 	return nil
@@ -128,17 +126,20 @@ func (r *resealing) flush(ctx context.Context) error {
 		return nil
 	}
 	var moved []resealed
-	err := r.update(ctx, func(tx *bbolt.Tx) error {
-		if !takesNew(tx, r.current) {
-			return errRetired
+	err := r.update(ctx, func(tx Tx) error {
+		if _, err := takesNew(tx, r.current, errRetired); err != nil {
+			return err
 		}
 		for _, p := range r.pending {
-			bucket := tx.Bucket(bucketOf(p.Kind))
-			if !same(bucket.Get(p.Key), p.value) {
+			now, err := tx.Get(TableOf(p.Kind), p.Key)
+			if err != nil {
+				return err
+			}
+			if !same(now, p.value) {
 				moved = append(moved, p)
 				continue
 			}
-			if err := bucket.Put(p.Key, p.next); err != nil {
+			if err := tx.Put(TableOf(p.Kind), p.Key, p.next); err != nil {
 				return err
 			}
 		}
@@ -151,7 +152,7 @@ func (r *resealing) flush(ctx context.Context) error {
 	r.pending, r.bytes = nil, 0
 	for _, p := range moved {
 		written := false
-		err := r.change(ctx, p.Row, func(seen []byte) ([]byte, func(*bbolt.Tx) error, error) {
+		err := r.change(ctx, p.Row, func(seen []byte) ([]byte, func(Tx) error, error) {
 			written = false
 			if seen == nil {
 				return nil, nil, errNoChange // a key set that nobody needs any more

@@ -1,4 +1,4 @@
-package bolt
+package records
 
 import (
 	"bytes"
@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"math"
 	"time"
-
-	"go.etcd.io/bbolt"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/store/envelope"
@@ -69,16 +67,17 @@ func (s *Store) Put(ctx context.Context, reg registry.Registration, expect uint6
 	}
 	row := registrationRow(reg.Issuer, reg.ClientID)
 	var written *registry.Registration
-	err := s.change(ctx, row, func(seen []byte) ([]byte, func(*bbolt.Tx) error, error) {
+	err := s.change(ctx, row, func(seen []byte) ([]byte, func(Tx) error, error) {
 		old := new(registry.Registration) // revision 0: there is none
 		tampered := new(registry.TamperedError)
 		var err error
 		if seen != nil {
 			old, err = s.registration(ctx, row, seen)
 		}
-		lost := errors.As(err, &tampered)
-		if lost {
-			old, err = &registry.Registration{Revision: tampered.Revision, Deleted: true}, nil
+		var entries []indexEntry
+		if errors.As(err, &tampered) {
+			old = &registry.Registration{Revision: tampered.Revision, Deleted: true}
+			entries, err = s.entriesOf(ctx, row)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -95,14 +94,14 @@ func (s *Store) Put(ctx context.Context, reg registry.Registration, expect uint6
 		if written, err = decode[registry.Registration](raw); err != nil {
 			return nil, nil, err
 		}
-		return value, func(tx *bbolt.Tx) error {
-			if sec := next.Source.Secret; sec != nil && !takesNew(tx, sec.DataKey) {
-				return errSecretRetired
-			}
-			if lost {
-				if err := dropURIs(tx, row); err != nil {
+		return value, func(tx Tx) error {
+			if sec := next.Source.Secret; sec != nil {
+				if _, err := takesNew(tx, sec.DataKey, errSecretRetired); err != nil {
 					return err
 				}
+			}
+			if err := dropURIs(tx, entries); err != nil {
+				return err
 			}
 			return moveURI(tx, old, next)
 		}, nil
@@ -132,24 +131,30 @@ func successor(reg registry.Registration, old *registry.Registration) *registry.
 
 // moveURI brings the index of URIs from the old record to the new one, and
 // drops the key set that no live registration names any more.
-func moveURI(tx *bbolt.Tx, old, reg *registry.Registration) error {
+func moveURI(tx Tx, old, reg *registry.Registration) error {
 	was, is := namedURI(old), namedURI(reg)
-	index := tx.Bucket(bucketURIs)
 	if is != "" { // also if it was: the index may have lost it
-		if err := index.Put(envelope.Key(is, reg.Issuer, reg.ClientID), nil); err != nil {
+		if err := tx.Put(URIs, envelope.Key(is, reg.Issuer, reg.ClientID), []byte{}); err != nil {
 			return err
 		}
 	}
 	if was == "" || was == is {
 		return nil
 	}
-	if err := index.Delete(envelope.Key(was, reg.Issuer, reg.ClientID)); err != nil {
+	return dropURI(tx, was, envelope.Key(was, reg.Issuer, reg.ClientID))
+}
+
+// dropURI takes an entry of a URI out of the index, and drops the key set that
+// no live registration names any more.
+func dropURI(tx Tx, uri string, entry []byte) error {
+	if err := tx.Delete(URIs, entry); err != nil {
 		return err
 	}
-	if named(tx, was) {
-		return nil
+	still, err := named(tx, uri)
+	if err != nil || still {
+		return err
 	}
-	return tx.Bucket(bucketKeySets).Delete([]byte(was))
+	return tx.Delete(KeySets, []byte(uri))
 }
 
 // namedURI is the jwks_uri that the record names as a live one, or "".
@@ -161,36 +166,42 @@ func namedURI(r *registry.Registration) string {
 }
 
 // named reports whether a live registration names the URI.
-func named(tx *bbolt.Tx, uri string) bool {
+func named(tx Tx, uri string) (bool, error) {
 	prefix := envelope.Key(uri, "")
-	k, _ := tx.Bucket(bucketURIs).Cursor().Seek(prefix)
-	return bytes.HasPrefix(k, prefix)
+	rows, _, err := tx.Scan(URIs, prefix, prefix, 1)
+	return len(rows) > 0, err
 }
 
-// dropURIs takes all entries of a client out of the index, and drops the key
-// sets that no live registration names any more. It is for a client of which
-// it is not known what it named, and walks the whole index.
-func dropURIs(tx *bbolt.Tx, row envelope.Row) error {
-	index := tx.Bucket(bucketURIs)
+// entriesOf finds all entries of a client in the index. It is for a client of
+// which it is not known what it named, and walks the whole index. Entries of a
+// client change with its row only, so that what was found holds for as long as
+// the row does.
+func (s *Store) entriesOf(ctx context.Context, row envelope.Row) (entries []indexEntry, err error) {
 	suffix := append([]byte{0}, row.Key...)
-	var entries [][]byte
-	if err := index.ForEach(func(k, _ []byte) error {
-		if bytes.HasSuffix(k, suffix) {
-			entries = append(entries, bytes.Clone(k))
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	for _, k := range entries {
-		if err := index.Delete(k); err != nil {
+	var seek []byte
+	for more := true; more; {
+		var rows []Row
+		if err := s.engine.View(ctx, func(tx Tx) error {
+			rows, more, err = tx.Scan(URIs, nil, seek, BatchRows)
 			return err
+		}); err != nil {
+			return nil, err
 		}
-		uri := bytes.TrimSuffix(k, suffix)
-		if named(tx, string(uri)) {
-			continue
+		for _, r := range rows {
+			seek = after(r.Key)
+			if uri, ok := bytes.CutSuffix(r.Key, suffix); ok {
+				entries = append(entries, indexEntry{key: r.Key, uri: string(uri)})
+			}
 		}
-		if err := tx.Bucket(bucketKeySets).Delete(uri); err != nil {
+	}
+	return entries, nil
+}
+
+// dropURIs takes entries out of the index, and drops the key sets that no live
+// registration names any more.
+func dropURIs(tx Tx, entries []indexEntry) error {
+	for _, e := range entries {
+		if err := dropURI(tx, e.uri, e.key); err != nil {
 			return err
 		}
 	}

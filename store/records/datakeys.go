@@ -1,25 +1,26 @@
-package bolt
+package records
 
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-
-	"go.etcd.io/bbolt"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/store/envelope"
 )
 
-// dataKey is what the file has of a data key. The record is protected by its
+// dataKey is what is stored of a data key. The record is protected by its
 // wrapping. Retiring is not protected: whoever sets it stops writes.
 type dataKey struct {
 	datakey.Record
 	// Retiring says that nothing new may name the key.
 	Retiring bool `json:"retiring,omitempty"`
+	// Mark is a random name of who retires it.
+	Mark string `json:"retiring_mark,omitempty"`
 }
 
 // Keys are the data keys that the store's records are authenticated under, for
@@ -28,21 +29,38 @@ func (s *Store) Keys() *datakey.Keys { return s.keys }
 
 // DataKeys returns the records of all data keys (datakey.Store).
 func (s *Store) DataKeys(ctx context.Context) ([]datakey.Record, error) {
-	var records []datakey.Record
-	err := s.view(ctx, func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketDataKeys).ForEach(func(k, v []byte) error {
-			if dk, ok := decodeDataKey(k, v); ok {
-				records = append(records, dk.Record)
-			} else {
-				records = append(records, datakey.Record{ID: string(k)})
-			}
-			return nil
-		})
-	})
+	rows, err := s.dataKeyRows(ctx)
 	if err != nil {
 		return nil, unavailable(datakey.ErrUnavailable, err)
 	}
+	var records []datakey.Record
+	for _, r := range rows {
+		if dk, ok := decodeDataKey(r.Key, r.Value); ok {
+			records = append(records, dk.Record)
+		} else {
+			records = append(records, datakey.Record{ID: string(r.Key)})
+		}
+	}
 	return records, nil
+}
+
+// dataKeyRows returns the rows of all data keys.
+func (s *Store) dataKeyRows(ctx context.Context) (all []Row, err error) {
+	var seek []byte
+	for more := true; more; {
+		var rows []Row
+		if err := s.engine.View(ctx, func(tx Tx) error {
+			rows, more, err = tx.Scan(DataKeys, nil, seek, BatchRows)
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		for _, r := range rows {
+			seek = after(r.Key)
+		}
+		all = append(all, rows...)
+	}
+	return all, nil
 }
 
 // decodeDataKey reads the value of a data key's row, if it is one.
@@ -56,66 +74,112 @@ func decodeDataKey(k, v []byte) (*dataKey, bool) {
 
 // AddDataKey writes the record of a new data key (datakey.Store).
 func (s *Store) AddDataKey(ctx context.Context, r datakey.Record) error {
-	err := s.update(ctx, func(tx *bbolt.Tx) error {
-		if tx.Bucket(bucketDataKeys).Get([]byte(r.ID)) != nil {
+	err := s.update(ctx, func(tx Tx) error {
+		have, err := tx.Get(DataKeys, []byte(r.ID))
+		if err != nil {
+			return err
+		}
+		if have != nil {
 			return fmt.Errorf("%w: %s", datakey.ErrExists, r.ID)
 		}
-		return putDataKey(tx, dataKey{Record: r})
+		_, err = putDataKey(tx, dataKey{Record: r})
+		return err
 	})
 	return unavailable(datakey.ErrUnavailable, err)
 }
 
-func putDataKey(tx *bbolt.Tx, dk dataKey) error {
-	v, err := json.Marshal(dk)
+func putDataKey(tx Tx, dk dataKey) (value []byte, err error) {
+	value, err = json.Marshal(dk)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errEncoding, err)
+		return nil, fmt.Errorf("%w: %w", errEncoding, err)
 	}
-	return tx.Bucket(bucketDataKeys).Put([]byte(dk.ID), v)
+	return value, tx.Put(DataKeys, []byte(dk.ID), value)
 }
 
-// takesNew reports whether something new may be written under a data key: it
-// is in the store, and is not being retired.
-func takesNew(tx *bbolt.Tx, id string) bool {
+// takesNew returns the row of a data key if something new may be written under
+// it, that is if it is in the store and is not being retired; otherwise the
+// error refusal.
+func takesNew(tx Tx, id string, refusal error) (value []byte, err error) {
 	k := []byte(id)
-	v := tx.Bucket(bucketDataKeys).Get(k)
-	if v == nil {
-		return false
+	value, err = tx.Get(DataKeys, k)
+	if err != nil {
+		return nil, err
 	}
-	dk, ok := decodeDataKey(k, v)
-	return ok && !dk.Retiring
+	if dk, ok := decodeDataKey(k, value); !ok || dk.Retiring {
+		return nil, refusal
+	}
+	return value, nil
 }
 
 // RetireDataKey deletes the record of a data key that nothing names
 // (datakey.Store). It reads all rows, in batches, while others write: the key
-// is first marked, so that nothing new can come to name it.
+// is first marked, so that nothing new can come to name it. If two retire a key
+// at once, the mark of the first may end while the second still reads; so each
+// mark has a name, and counts for the one who has made it.
 func (s *Store) RetireDataKey(ctx context.Context, id string) error {
-	err := s.markRetiring(ctx, id, true)
+	mark, err := s.markRetiring(ctx, id)
 	if err == nil {
 		err = s.unneeded(ctx, id)
 		if err != nil {
 			// Seen through: a mark that is left would stop writes if the key
 			// is current in another process's eyes.
-			err = errors.Join(err, s.markRetiring(context.WithoutCancel(ctx), id, false))
+			err = errors.Join(err, s.unmarkRetiring(context.WithoutCancel(ctx), id, mark))
 		}
 	}
 	if err == nil {
-		err = s.update(ctx, func(tx *bbolt.Tx) error { return tx.Bucket(bucketDataKeys).Delete([]byte(id)) })
+		err = s.update(ctx, func(tx Tx) error {
+			now, err := tx.Get(DataKeys, []byte(id))
+			if err != nil {
+				return err
+			}
+			if now == nil {
+				return errNoChange // another has done it
+			}
+			if !same(now, mark) {
+				return fmt.Errorf("%w: %s is being retired by another process too, or came into use again; try again", datakey.ErrInUse, id)
+			}
+			return tx.Delete(DataKeys, []byte(id))
+		})
 	}
 	return unavailable(datakey.ErrUnavailable, err)
 }
 
-func (s *Store) markRetiring(ctx context.Context, id string, retiring bool) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error {
-		v := tx.Bucket(bucketDataKeys).Get([]byte(id))
-		if v == nil {
+// markRetiring marks a data key, so that nothing new is written under it, and
+// returns its row as it is now.
+func (s *Store) markRetiring(ctx context.Context, id string) (mark []byte, err error) {
+	err = s.update(ctx, func(tx Tx) error {
+		mark, err = tx.Get(DataKeys, []byte(id))
+		if err != nil {
+			return err
+		}
+		if mark == nil {
 			return fmt.Errorf("%w: %.40q", datakey.ErrNotFound, id)
 		}
-		dk, ok := decodeDataKey([]byte(id), v)
+		dk, ok := decodeDataKey([]byte(id), mark)
 		if !ok {
 			return errNoChange // nothing can be written under it
 		}
-		dk.Retiring = retiring
-		return putDataKey(tx, *dk)
+		dk.Retiring, dk.Mark = true, rand.Text()
+		mark, err = putDataKey(tx, *dk)
+		return err
+	})
+	return mark, err
+}
+
+// unmarkRetiring takes a mark away, unless another has made one since.
+func (s *Store) unmarkRetiring(ctx context.Context, id string, mark []byte) error {
+	return s.update(ctx, func(tx Tx) error {
+		now, err := tx.Get(DataKeys, []byte(id))
+		if err != nil {
+			return err
+		}
+		dk, ok := decodeDataKey([]byte(id), now)
+		if !ok || !same(now, mark) {
+			return errNoChange
+		}
+		dk.Retiring, dk.Mark = false, ""
+		_, err = putDataKey(tx, *dk)
+		return err
 	})
 }
 

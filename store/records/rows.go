@@ -1,4 +1,4 @@
-package bolt
+package records
 
 import (
 	"bytes"
@@ -7,31 +7,28 @@ import (
 	"errors"
 	"fmt"
 
-	"go.etcd.io/bbolt"
-
-	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/store/envelope"
 )
 
-// bucketOf is where records of a kind lie.
-func bucketOf(kind envelope.Kind) []byte {
+// TableOf is where records of a kind lie.
+func TableOf(kind envelope.Kind) Table {
 	switch kind {
 	case envelope.Registration:
-		return bucketRegistrations
+		return Registrations
 	case envelope.KeySet:
-		return bucketKeySets
+		return KeySets
 	case envelope.Ring:
-		return bucketRings
+		return Rings
 	}
-	return nil
+	return ""
 }
 
 // read returns a copy of a row's value, nil if there is none. It is not
 // verified: that may ask an HSM, and must not hold up a transaction.
 func (s *Store) read(ctx context.Context, row envelope.Row) (value []byte, err error) {
-	err = s.view(ctx, func(tx *bbolt.Tx) error {
-		value = bytes.Clone(tx.Bucket(bucketOf(row.Kind)).Get(row.Key))
-		return nil
+	err = s.engine.View(ctx, func(tx Tx) error {
+		value, err = tx.Get(TableOf(row.Kind), row.Key)
+		return err
 	})
 	return value, err
 }
@@ -83,7 +80,7 @@ var (
 // change writes what build makes of a row's value (nil if there is none), and
 // asks build again if another has changed the row meanwhile. also, if not nil,
 // runs in the transaction of the write; its error undoes it.
-func (s *Store) change(ctx context.Context, row envelope.Row, build func(seen []byte) (value []byte, also func(*bbolt.Tx) error, err error)) error {
+func (s *Store) change(ctx context.Context, row envelope.Row, build func(seen []byte) (value []byte, also func(Tx) error, err error)) error {
 	reloaded := false
 	for {
 		seen, err := s.read(ctx, row)
@@ -94,9 +91,12 @@ func (s *Store) change(ctx context.Context, row envelope.Row, build func(seen []
 		if err != nil {
 			return err
 		}
-		err = s.update(ctx, func(tx *bbolt.Tx) error {
-			bucket := tx.Bucket(bucketOf(row.Kind))
-			if !same(bucket.Get(row.Key), seen) {
+		err = s.update(ctx, func(tx Tx) error {
+			now, err := tx.Get(TableOf(row.Kind), row.Key)
+			if err != nil {
+				return err
+			}
+			if !same(now, seen) {
 				return errMoved
 			}
 			if also != nil {
@@ -104,10 +104,10 @@ func (s *Store) change(ctx context.Context, row envelope.Row, build func(seen []
 					return err
 				}
 			}
-			if !takesNew(tx, envelope.KeyID(value)) {
-				return errRetired
+			if _, err := takesNew(tx, envelope.KeyID(value), errRetired); err != nil {
+				return err
 			}
-			return bucket.Put(row.Key, value)
+			return tx.Put(TableOf(row.Kind), row.Key, value)
 		})
 		switch {
 		case errors.Is(err, errMoved):
@@ -127,13 +127,7 @@ func (s *Store) change(ctx context.Context, row envelope.Row, build func(seen []
 // same reports whether a row is as it was, there or not.
 func same(a, b []byte) bool { return (a == nil) == (b == nil) && bytes.Equal(a, b) }
 
-// A batch is what is read in one transaction, and written in one.
-const (
-	batchRows  = 256
-	batchBytes = 1 << 20
-)
-
-// stored is a row with its value, both copied.
+// stored is a row with its value.
 type stored struct {
 	envelope.Row
 	value []byte
@@ -142,18 +136,14 @@ type stored struct {
 // batch returns the rows of a kind from seek on whose keys begin with prefix.
 // more is false if they are the last.
 func (s *Store) batch(ctx context.Context, kind envelope.Kind, prefix, seek []byte, limit int) (rows []stored, more bool, err error) {
-	err = s.view(ctx, func(tx *bbolt.Tx) error {
-		size := 0
-		c := tx.Bucket(bucketOf(kind)).Cursor()
-		for k, v := c.Seek(seek); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			if len(rows) >= limit || len(rows) >= batchRows || size >= batchBytes {
-				more = true
-				return nil
-			}
-			rows = append(rows, stored{envelope.Row{Kind: kind, Key: bytes.Clone(k)}, bytes.Clone(v)})
-			size += len(k) + len(v)
+	err = s.engine.View(ctx, func(tx Tx) error {
+		var list []Row
+		list, more, err = tx.Scan(TableOf(kind), prefix, seek, min(limit, BatchRows))
+		rows = rows[:0]
+		for _, r := range list {
+			rows = append(rows, stored{envelope.Row{Kind: kind, Key: r.Key}, r.Value})
 		}
-		return nil
+		return err
 	})
 	return rows, more, err
 }
@@ -165,7 +155,7 @@ func (s *Store) each(ctx context.Context, kind envelope.Kind, fn func(stored) er
 	for more := true; more; {
 		var rows []stored
 		var err error
-		rows, more, err = s.batch(ctx, kind, nil, seek, batchRows)
+		rows, more, err = s.batch(ctx, kind, nil, seek, BatchRows)
 		if err != nil {
 			return err
 		}
@@ -181,5 +171,3 @@ func (s *Store) each(ctx context.Context, kind envelope.Kind, fn func(stored) er
 
 // after is the key that sorts next.
 func after(key []byte) []byte { return append(bytes.Clone(key), 0) }
-
-var _ envelope.Authenticator = (*datakey.Keys)(nil)
