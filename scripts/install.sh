@@ -30,6 +30,13 @@ softhsm() {
 	return 1
 }
 
+postgresql() { # the server: distributions leave it out of PATH
+	command -v initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' || compgen -G '/usr/pgsql-*/bin/initdb'
+}
+pgbouncer() { # as above
+	command -v /usr/sbin/pgbouncer || type -P pgbouncer
+}
+
 erlang() { # erlang APPLICATION: whether Erlang is there and has it
 	command -v escript && erl -noshell -eval "halt(case code:lib_dir($1) of {error, _} -> 1; _ -> 0 end)."
 }
@@ -51,6 +58,12 @@ if is test interop soak; then
 	need default-jdk-headless command -v javac
 	need erlang-jose erlang jose
 	need erlang-jiffy erlang jiffy
+fi
+if is test soak bench; then # for the store of a fleet
+	need postgresql postgresql
+fi
+if is test soak; then # and a pooler in front of it
+	need pgbouncer pgbouncer
 fi
 if is test soak; then # a second vendor's PKCS#11 module
 	need libnss3 library libsoftokn3.so
