@@ -55,15 +55,39 @@ func newHeader(cfg RecipientConfig) (header, error) {
 		}
 		text = fmt.Appendf(text, `"%s":%s`, member.name, value)
 	}
+	return encodeHeader(text, cfg.KeyID, cfg.Issuer)
+}
+
+// headerWith returns the recipient's header with one more member at its end,
+// which it must not have yet.
+func (r *Recipient) headerWith(name, value string) (header, error) {
+	text, err := base64url.DecodeString(r.headerEncoded)
+	if err != nil {
+		return header{}, fmt.Errorf("decode the header to add to it: %w", err)
+	}
+	text = append(text, r.headerRest...)
+	// Inside a string the quotes would be escaped.
+	if value == "" || bytes.Contains(text, fmt.Appendf(nil, `,"%s":`, name)) {
+		return header{}, fmt.Errorf("%w: %s can be added once, and not empty", ErrHeaderValue, name)
+	}
+	encoded, err := jsonString(value)
+	if err != nil {
+		return header{}, fmt.Errorf("%w: %s %w", ErrHeaderValue, name, err)
+	}
+	return encodeHeader(fmt.Appendf(text, `,"%s":%s`, name, encoded), r.keyID, value)
+}
+
+// encodeHeader encodes the text of a header, which lacks its closing brace.
+func encodeHeader(text []byte, keyID, issuer string) (header, error) {
 	if len(text) > maxHeaderSize {
 		return header{}, fmt.Errorf("%w: the protected header takes %d bytes and may take %d: shorten the key's kid (%d bytes) or the issuer's URL (%d bytes)",
-			ErrHeaderValue, len(text), maxHeaderSize, len(cfg.KeyID), len(cfg.Issuer))
+			ErrHeaderValue, len(text), maxHeaderSize, len(keyID), len(issuer))
 	}
 	ahead := len(text) / 3 * 3
 	return header{
 		// A key ID is often a piece of a whole key set's text, which must
 		// not stay in memory for it.
-		keyID:   strings.Clone(cfg.KeyID),
+		keyID:   strings.Clone(keyID),
 		encoded: base64url.EncodeToString(text[:ahead]),
 		rest:    string(text[ahead:]),
 	}, nil

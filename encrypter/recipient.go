@@ -100,6 +100,20 @@ func NewRecipient(cfg RecipientConfig) (*Recipient, error) {
 	}, nil
 }
 
+// WithIssuer returns a recipient with the same key that repeats iss in the
+// header: see RecipientConfig.Issuer. It shares what r has made of the key, so
+// that it takes little more memory than its header. r must have no issuer yet.
+// Its errors wrap [ErrHeaderValue].
+func (r *Recipient) WithIssuer(iss string) (*Recipient, error) {
+	header, err := r.headerWith("iss", iss)
+	if err != nil {
+		return nil, err
+	}
+	other := *r
+	other.headerEncoded, other.headerRest = header.encoded, header.rest
+	return &other, nil
+}
+
 // KeyID returns the "kid" in the header of the recipient's tokens, or "".
 func (r *Recipient) KeyID() string { return r.keyID }
 

@@ -312,3 +312,30 @@ func heapInUse() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
 }
+
+func TestIssuerIsAddedToARecipient(t *testing.T) {
+	const iss = `https://login.example.com/a"b`
+	for _, kid := range []string{"", "k", "kk", "kkk", `with "iss": in it`, `,"iss":`} {
+		cfg := RecipientConfig{Key: secretKey(A256GCMKW, A256GCM), Algorithm: A256GCMKW, ContentEncryption: A256GCM, KeyID: kid}
+		plain := must(NewRecipient(cfg))
+		got := must(plain.WithIssuer(iss))
+		cfg.Issuer = iss
+		want := must(NewRecipient(cfg))
+		if got.headerEncoded != want.headerEncoded || got.headerRest != want.headerRest || got.KeyID() != kid || got.Algorithm() != A256GCMKW {
+			t.Errorf("kid %q: the header differs from that of a recipient that was made with the issuer", kid)
+		}
+		if _, err := got.Encrypt([]byte("a.b.c")); err != nil {
+			t.Errorf("kid %q: %v", kid, err)
+		}
+		for name, bad := range map[string]func() (*Recipient, error){
+			"a second one":  func() (*Recipient, error) { return got.WithIssuer(iss) },
+			"an empty one":  func() (*Recipient, error) { return plain.WithIssuer("") },
+			"not UTF-8":     func() (*Recipient, error) { return plain.WithIssuer("\xff") },
+			"one too large": func() (*Recipient, error) { return plain.WithIssuer(strings.Repeat("x", maxHeaderSize)) },
+		} {
+			if _, err := bad(); !errors.Is(err, ErrHeaderValue) {
+				t.Errorf("kid %q: got %v for %s, want ErrHeaderValue", kid, err, name)
+			}
+		}
+	}
+}

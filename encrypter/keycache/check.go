@@ -21,7 +21,7 @@ import (
 // ErrKeySize too if it is only too short or too long for the issuer, ErrUnusable,
 // ErrUnavailable (as a *FetchError), registry.ErrUnavailable, or the context's.
 func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status, error) {
-	r, now := c.rules(reg, false), time.Now()
+	r, now := c.rules(reg), time.Now()
 	if err := checkSources(reg, now); err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func (c *Cache) Check(ctx context.Context, reg *registry.Registration) (*Status,
 	}
 	status.tell(reg, factsOf(choices, r), now)
 	status.secret(reg, nil, now)
-	if err := c.tryLogout(ctx, reg, from, now); err != nil {
+	if err := c.tryLogout(reg, choices); err != nil {
 		return nil, err
 	}
 	return status, nil
@@ -61,7 +61,7 @@ func (c *Cache) look(ctx context.Context, reg *registry.Registration) (*Status, 
 		set, err := c.parseSet(reg.Source)
 		return staticStatus(reg), set, err
 	}
-	state, err := c.fetched(ctx, uri, false)
+	f, err := c.fetched(ctx, uri, tryOut)
 	var failed *FetchError
 	if errors.As(err, &failed) {
 		// Whether others still have an old set is nothing to the caller.
@@ -70,7 +70,11 @@ func (c *Cache) look(ctx context.Context, reg *registry.Registration) (*Status, 
 	if err != nil {
 		return nil, nil, err
 	}
-	return c.fetchedStatus(reg, state), state.set.parsed(), nil
+	state, t, err := c.document(ctx, uri, f.state, f.text)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.fetchedStatus(reg, state), t.parsed(), nil
 }
 
 // checkSources holds the settings of a registration against its key sources: by
@@ -114,48 +118,64 @@ func (f *chooser) try(reg *registry.Registration) ([]choice, error) {
 		}
 	}
 	for i, c := range choices {
-		if c.recipient == nil {
-			continue
-		}
-		if _, err := c.recipient.Encrypt([]byte(trial)); err != nil {
+		if err := c.encrypts(); err != nil {
 			return nil, fmt.Errorf("%w: %s: a trial encryption failed: %w", ErrUnusable, reg.Settings[i].Kind, err)
 		}
 	}
 	return choices, nil
 }
 
+// encrypts makes a token, if the pick is one that does.
+func (p pick) encrypts() error {
+	if p.recipient == nil {
+		return nil
+	}
+	_, err := p.recipient.Encrypt([]byte(trial))
+	return err
+}
+
 // tryLogout tries the recipient of logout tokens, which differs from that of ID
 // tokens in its header: the issuer's URL may make it too long. A service that
 // knows no URL issues no logout tokens.
-func (c *Cache) tryLogout(ctx context.Context, reg *registry.Registration, from chooser, now time.Time) error {
-	setting, ok := reg.Setting(registry.LogoutToken)
-	from.rules = c.rules(reg, true)
-	if !ok || setting.EncryptionAlgorithm == "" || from.rules.iss == "" {
-		return nil
-	}
-	only := *reg
-	only.Settings = []registry.Setting{setting}
-	if symmetric(setting) {
-		var err error
-		if from.derived, err = c.derived(ctx, &only, from.rules, now); err != nil {
-			return err
+func (c *Cache) tryLogout(reg *registry.Registration, choices []choice) error {
+	iss := c.cfg.IssuerURL(reg.Issuer)
+	for i, s := range reg.Settings {
+		if s.Kind != registry.LogoutToken.SettingKind() || iss == "" {
+			continue
 		}
-	}
-	if _, err := from.try(&only); err != nil {
-		return fmt.Errorf("as %s: %w", registry.LogoutToken, err)
+		p := choices[i].forLogout(iss)
+		if p.failed != nil {
+			return fmt.Errorf("as %s: %s: %w", registry.LogoutToken, s.Kind, p.failed.err)
+		}
+		if err := p.encrypts(); err != nil {
+			return fmt.Errorf("as %s: %w: %s: a trial encryption failed: %w", registry.LogoutToken, ErrUnusable, s.Kind, err)
+		}
 	}
 	return nil
 }
 
-// Keep stores the key set of a URL that a registration has just come to name.
-// Errors: registry.ErrUnavailable.
+// Keep stores the key set of a URL that a registration has just come to name,
+// unless the store has a more recent one. Errors: registry.ErrUnavailable, or
+// the context's.
 func (c *Cache) Keep(ctx context.Context, uri string) error {
 	src := c.sources.get(uri)
 	if src == nil {
 		return nil
 	}
-	if state := src.state.Load(); state.set == nil && state.Failures == 0 {
+	if state := src.state.Load(); state.set == nil && state.failures() == 0 {
 		return nil // never fetched: nothing to keep
 	}
-	return c.save(ctx, src)
+	if c.cfg.Leases == nil {
+		return c.save(ctx, src, true)
+	}
+	for !src.gone.Load() {
+		f, mine := c.joinOrStart(src, keepSet, always)
+		if f == nil {
+			break
+		}
+		if err := f.wait(ctx); mine || ctx.Err() != nil || errors.Is(err, errClosed) {
+			return err
+		}
+	}
+	return nil
 }

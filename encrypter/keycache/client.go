@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/jwks"
@@ -17,57 +20,116 @@ import (
 // clientKey names a client.
 type clientKey struct{ issuer, clientID string }
 
-// entryKey names what is in memory of a client. Its logout tokens have an entry
-// of their own, made when the first is asked for: they are encrypted as its ID
-// tokens are, under a header that few clients ever see.
-type entryKey struct {
-	clientKey
-	logout bool
-}
-
 // client is one registered client in memory. What it keeps of the registration
 // is what issuing needs; the documents stay in the store.
 type client struct {
 	revision uint64 // of the registration
-	settings []registry.Setting
-	rules    rules
+	demand   *demand
 	uri      string      // of the key set, or empty
 	fixed    []pick      // one for each setting, if uri is empty
 	secret   *secretKeys // nil if nothing is kept of the client's secret
 
 	// source is where the set of uri was found last.
 	source atomic.Pointer[source]
-	// latest is what was chosen from the newest set of uri that the client has
-	// seen. Several goroutines may choose from the same set at once: the
-	// results are alike, and any of them may stay.
-	latest atomic.Pointer[picks]
+	// own is what was chosen from that set if the set does not keep it itself.
+	// Several goroutines may choose at once: the results are alike, and any of
+	// them may stay.
+	own atomic.Pointer[ownPicks]
+	// logout is the pick for logout tokens, made when the first is asked for:
+	// they are encrypted as ID tokens are, under a header that few clients ever
+	// see.
+	logout atomic.Pointer[logoutPick]
+}
+
+// demand is what a client asks of its keys. Clients with equal demands choose
+// alike from the same set.
+type demand struct {
+	hash     uint64 // of all below, with a seed that nobody else knows
+	settings []setting
+	rules    rules
+}
+
+// setting is a registry.Setting in memory. But for the pinned kid, nearly all
+// clients have one of a few, which are shared.
+type setting struct {
+	shape unique.Handle[registry.Setting] // without its KeyID
+	keyID string
+	// derived says that the setting encrypts with a key derived from the
+	// client's secret.
+	derived bool
+}
+
+func (s *setting) full() registry.Setting {
+	full := s.shape.Value()
+	full.KeyID = s.keyID
+	return full
+}
+
+// newDemand returns the demand of a registration.
+func (c *Cache) newDemand(reg *registry.Registration) *demand {
+	d := &demand{settings: make([]setting, len(reg.Settings)), rules: c.rules(reg)}
+	var h maphash.Hash
+	h.SetSeed(c.changes.seed)
+	maphash.WriteComparable(&h, d.rules)
+	for i, s := range reg.Settings {
+		shape := s
+		shape.KeyID = ""
+		d.settings[i] = setting{shape: unique.Make(shape), keyID: strings.Clone(s.KeyID), derived: d.rules.secret && symmetric(s)}
+		maphash.WriteComparable(&h, d.settings[i])
+	}
+	d.hash = h.Sum64()
+	return d
+}
+
+func (d *demand) equal(o *demand) bool {
+	return d == o || d.hash == o.hash && d.rules == o.rules && slices.Equal(d.settings, o.settings)
 }
 
 // find returns the place of the setting for a kind of token.
-func (c *client) find(kind registry.TokenKind) (int, error) {
+func (d *demand) find(kind registry.TokenKind) (int, error) {
 	registered := kind.SettingKind()
-	for i := range c.settings {
-		if c.settings[i].Kind == registered {
+	for i := range d.settings {
+		if d.settings[i].shape.Value().Kind == registered {
 			return i, nil
 		}
 	}
 	return 0, noSetting(kind)
 }
 
-// choose returns what the client's settings choose from set.
-func (c *client) choose(set *keySet) []pick {
-	if p := c.latest.Load(); p != nil && p.from == set {
-		return p.of
+// choose returns what the settings choose from a set, nil for none: a pick for
+// each.
+func (d *demand) choose(set *jwks.Set) []pick {
+	all := make([]pick, len(d.settings))
+	for i := range d.settings {
+		all[i], _ = d.rules.choose(d.settings[i].full(), set, time.Time{})
+		all[i].failed = all[i].failed.alone()
 	}
-	p := &picks{from: set, of: c.rules.chooseAll(c.settings, set.parsed())}
-	c.latest.Store(p)
-	return p.of
+	return all
 }
 
-// picks is what one client's settings choose from one key set.
-type picks struct {
-	from *keySet
-	of   []pick // one for each setting
+// chosen returns what the client's settings have chosen from set, nil if they
+// have not.
+func (cl *client) chosen(set *keySet) []pick {
+	if v := set.find(cl.demand); v != nil {
+		return v.picks
+	}
+	if own := cl.own.Load(); own != nil && own.from == set.hash {
+		return own.picks
+	}
+	return nil
+}
+
+// ownPicks are what one client's settings chose from a document.
+type ownPicks struct {
+	from  uint64 // the hash of the document
+	picks []pick // one for each setting
+}
+
+// logoutPick is the pick for logout tokens.
+type logoutPick struct {
+	from     *encrypter.Recipient // of ID tokens
+	fromSize uint32               // of which some bytes are shared
+	pick     pick
 }
 
 // pick is the key of one setting, ready for use; empty if the setting does not
@@ -79,11 +141,39 @@ type pick struct {
 	// remarks says that there is, or may come to be, something to tell of the
 	// key: see bare.
 	remarks bool
+	// size is about how many bytes the recipient takes.
+	size uint32
 }
 
 // failure is why a pick is none: an ErrUnusable. There are as many picks in
 // memory as settings, and nearly all of them have no failure.
 type failure struct{ err error }
+
+// alone is the failure without what its error holds besides its text and its
+// sentinels, which may be all keys of a set.
+func (f *failure) alone() *failure {
+	if f == nil {
+		return nil
+	}
+	brief := &briefError{text: f.err.Error()}
+	for _, is := range []error{ErrUnusable, ErrKeySize, jwks.ErrNoKey, jwks.ErrKeyRejected, jwks.ErrRejected} {
+		if errors.Is(f.err, is) {
+			brief.is = append(brief.is, is)
+		}
+	}
+	return &failure{brief}
+}
+
+// briefError is an error as its text and sentinels.
+type briefError struct {
+	text string
+	is   []error
+}
+
+func (e *briefError) Error() string { return e.text }
+
+// Unwrap returns the sentinels.
+func (e *briefError) Unwrap() []error { return e.is }
 
 // unusable is the pick of a setting that no key fits.
 func unusable(err error) pick { return pick{failed: &failure{fmt.Errorf("%w: %w", ErrUnusable, err)}} }
@@ -97,25 +187,16 @@ type rules struct {
 	// secret says that the registration keeps what its settings need of the
 	// client's secret.
 	secret bool
-	// logout says that the recipients are for logout tokens, and iss is the
-	// issuer's URL that those have in their header.
-	logout bool
-	iss    string
 }
 
 // rules are what a registration and its issuer ask of keys.
-func (c *Cache) rules(reg *registry.Registration, logout bool) rules {
-	r := rules{
+func (c *Cache) rules(reg *registry.Registration) rules {
+	return rules{
 		minRSABits: int32(c.cfg.MinRSABits(reg.Issuer)), //nolint:gosec // RSA keys have a few thousand bits
 		maxRSABits: int32(c.cfg.MaxRSABits(reg.Issuer)), //nolint:gosec // likewise
 		legacy:     reg.Legacy, x5t: reg.X5T,
 		secret: reg.Source.Secret != nil,
-		logout: logout,
 	}
-	if logout {
-		r.iss = c.cfg.IssuerURL(reg.Issuer)
-	}
-	return r
 }
 
 // want is what a setting asks of a key. A certificate has to be valid at a time
@@ -125,15 +206,6 @@ func (r rules) want(s registry.Setting, certificateAt time.Time) jwks.Want {
 		Algorithm: encrypter.KeyAlgorithm(s.EncryptionAlgorithm), KeyID: s.KeyID,
 		MinRSABits: int(r.minRSABits), MaxRSABits: int(r.maxRSABits), CertificateAt: certificateAt,
 	}
-}
-
-// chooseAll chooses from a set, nil for none, for all settings.
-func (r rules) chooseAll(settings []registry.Setting, set *jwks.Set) []pick {
-	all := make([]pick, len(settings))
-	for i, s := range settings {
-		all[i], _ = r.choose(s, set, time.Time{})
-	}
-	return all
 }
 
 // choose chooses the public key for a setting and prepares its recipient. The
@@ -166,18 +238,52 @@ func (r rules) choose(s registry.Setting, set *jwks.Set, certificateAt time.Time
 // prepare makes the recipient of a setting from its key, which cfg has.
 func (r rules) prepare(s registry.Setting, cfg encrypter.RecipientConfig) pick {
 	cfg.Algorithm, cfg.ContentEncryption = encrypter.KeyAlgorithm(s.EncryptionAlgorithm), encrypter.ContentEncryption(s.ContentEncryption)
-	switch {
-	case (cfg.Algorithm.Legacy() || cfg.ContentEncryption.Legacy()) && !r.legacy:
+	if (cfg.Algorithm.Legacy() || cfg.ContentEncryption.Legacy()) && !r.legacy {
 		return unusable(fmt.Errorf("%s with %s is only for clients that are registered as legacy", cfg.Algorithm, cfg.ContentEncryption))
-	case r.logout && r.iss == "":
-		return unusable(errors.New("a logout token names its issuer in the header, and the issuer's URL is not known"))
 	}
-	cfg.Issuer = r.iss
 	recipient, err := encrypter.NewRecipient(cfg)
 	if err != nil {
 		return unusable(err)
 	}
-	return pick{recipient: recipient}
+	return pick{recipient: recipient, size: sizeOfRecipient(cfg)}
+}
+
+// forLogout returns the pick for logout tokens, given that for ID tokens: it
+// names the issuer in its header. A service that knows no URL of the issuer
+// makes none.
+func (p pick) forLogout(issuerURL string) pick {
+	if p.recipient == nil {
+		return p
+	}
+	if issuerURL == "" {
+		return unusable(errors.New("a logout token names its issuer in the header, and the issuer's URL is not known"))
+	}
+	recipient, err := p.recipient.WithIssuer(issuerURL)
+	if err != nil {
+		return unusable(err)
+	}
+	p.recipient = recipient
+	// Besides the key, which it shares, there is a header of its own; it may hold
+	// the thumbprints of a certificate.
+	p.size = sizeOfHandout + uint32(sizeOfHeader(encrypter.RecipientConfig{ //nolint:gosec // a header has a bound
+		Algorithm: recipient.Algorithm(), ContentEncryption: recipient.ContentEncryption(), KeyID: recipient.KeyID(), Issuer: issuerURL,
+	}))
+	return p
+}
+
+// logoutPick returns the client's pick for logout tokens, given that for ID
+// tokens.
+func (c *Cache) logoutPick(key clientKey, cl *client, p pick) pick {
+	if p.recipient == nil {
+		return p
+	}
+	if l := cl.logout.Load(); l != nil && l.from == p.recipient {
+		return l.pick
+	}
+	l := &logoutPick{from: p.recipient, fromSize: p.size, pick: p.forLogout(c.cfg.IssuerURL(key.issuer))}
+	cl.logout.Store(l)
+	c.reweigh(key, cl)
+	return l.pick
 }
 
 // symmetric reports whether a setting encrypts with a key derived from the
@@ -216,11 +322,11 @@ type refusal struct {
 
 // client returns the client from memory, else from the store. However many ask
 // for one client, the store is asked once.
-func (c *Cache) client(ctx context.Context, key entryKey) (*client, error) {
+func (c *Cache) client(ctx context.Context, key clientKey) (*client, error) {
 	if cl, ok := c.clients.GetIfPresent(key); ok {
 		return cl, nil
 	}
-	if r, ok := c.refused.GetIfPresent(key.clientKey); ok && time.Now().Before(r.until) {
+	if r, ok := c.refused.GetIfPresent(key); ok && time.Now().Before(r.until) {
 		return nil, r.err
 	}
 	return c.clientLoads.do(ctx, key, c.start, func() (*client, error) { return c.loadClient(key) })
@@ -228,11 +334,11 @@ func (c *Cache) client(ctx context.Context, key entryKey) (*client, error) {
 
 // loadClient reads a client for all who wait for it, so it lives by the
 // cache's context and not by the context of one of them.
-func (c *Cache) loadClient(key entryKey) (*client, error) {
+func (c *Cache) loadClient(key clientKey) (*client, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.FetchTimeout)
 	defer cancel()
 
-	slot := c.changes.of(key.clientKey)
+	slot := c.changes.of(key)
 	before := slot.now()
 	reg, err := c.cfg.Store.Get(ctx, key.issuer, key.clientID)
 	switch {
@@ -247,7 +353,7 @@ func (c *Cache) loadClient(key entryKey) (*client, error) {
 	}
 	var cl *client
 	if err == nil {
-		cl = c.newClient(reg, key.logout)
+		cl = c.newClient(reg)
 	}
 
 	slot.mu.Lock()
@@ -257,7 +363,7 @@ func (c *Cache) loadClient(key entryKey) (*client, error) {
 	case cl != nil && !changed:
 		c.clients.Set(key, cl)
 	case cl == nil && !changed:
-		c.refused.Set(key.clientKey, refusal{until: time.Now().Add(refusedFor), err: err})
+		c.refused.Set(key, refusal{until: time.Now().Add(refusedFor), err: err})
 	}
 	if cl == nil {
 		return nil, err
@@ -266,30 +372,25 @@ func (c *Cache) loadClient(key entryKey) (*client, error) {
 }
 
 // newClient prepares all that needs neither a fetch nor the client's secret.
-func (c *Cache) newClient(reg *registry.Registration, logout bool) *client {
-	cl := &client{revision: reg.Revision, settings: reg.Settings, rules: c.rules(reg, logout), uri: reg.Source.JWKSURI}
-	if logout {
-		cl.settings = nil
-		if s, ok := reg.Setting(registry.LogoutToken); ok {
-			cl.settings = []registry.Setting{s}
-		}
-	}
-	cl.secret = c.newSecretKeys(reg, cl.settings)
+func (c *Cache) newClient(reg *registry.Registration) *client {
+	cl := &client{revision: reg.Revision, demand: c.newDemand(reg), uri: reg.Source.JWKSURI}
+	cl.secret = newSecretKeys(reg)
 	if cl.uri != "" {
 		return cl
 	}
 	set, err := c.staticSet(reg)
 	if err == nil {
-		cl.fixed = cl.rules.chooseAll(cl.settings, set)
+		cl.fixed = cl.demand.choose(set)
 		return cl
 	}
 	// It was good when it was registered; the limits have become stricter. A
 	// token that is only signed needs no key, nor does one that takes the
 	// client's secret need this one.
-	cl.fixed = make([]pick, len(cl.settings))
-	for i, s := range cl.settings {
-		if s.EncryptionAlgorithm != "" {
-			cl.fixed[i].failed = &failure{err}
+	cl.fixed = make([]pick, len(cl.demand.settings))
+	refused := (&failure{err}).alone()
+	for i := range cl.demand.settings {
+		if s := &cl.demand.settings[i]; s.shape.Value().EncryptionAlgorithm != "" && !s.derived {
+			cl.fixed[i].failed = refused
 		}
 	}
 	return cl
@@ -326,10 +427,8 @@ func (c *Cache) Invalidate(issuer, clientID string) {
 	slot.mu.Lock()
 	defer slot.mu.Unlock()
 	slot.count++
-	for _, logout := range []bool{false, true} {
-		c.clientLoads.forget(entryKey{key, logout})
-		c.clients.Invalidate(entryKey{key, logout})
-	}
+	c.clientLoads.forget(key)
+	c.clients.Invalidate(key)
 	c.refused.Invalidate(key)
 	c.facts.Invalidate(key)
 }

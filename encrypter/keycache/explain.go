@@ -40,7 +40,7 @@ func (c *Cache) Explain(ctx context.Context, reg *registry.Registration, kind re
 		return nil, err
 	}
 	if set != nil {
-		e.Verdicts = set.Explain(c.rules(reg, false).want(setting, time.Time{}))
+		e.Verdicts = set.Explain(c.rules(reg).want(setting, time.Time{}))
 	}
 	if reg.Source.Secret != nil {
 		e.Verdicts = append(e.Verdicts, secretVerdict(reg.Source.Secret, setting, len(e.Verdicts)))
@@ -55,17 +55,20 @@ func (c *Cache) known(ctx context.Context, reg *registry.Registration, e *Explan
 	if uri == "" {
 		return c.staticSet(reg)
 	}
-	state, err := c.peek(ctx, uri, c.newKeySet)
+	state, t, err := c.peek(ctx, uri, nil)
 	switch {
 	case err != nil:
 		return nil, err
-	case state.set == nil && state.Failures == 0:
+	case state.set == nil && state.failures() == 0:
 		return nil, fmt.Errorf("%w: the jwks_uri has not been fetched yet", ErrUnavailable)
 	case state.set == nil:
 		return nil, c.unusable(state, time.Now())
 	}
+	if state, t, err = c.document(ctx, uri, state, t); err != nil {
+		return nil, err
+	}
 	e.FetchedAt = state.FetchedAt
-	return state.set.parsed(), nil
+	return t.parsed(), nil
 }
 
 // secretVerdict is the verdict on what is derived from the client's secret, as

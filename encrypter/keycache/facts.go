@@ -56,7 +56,7 @@ const (
 
 // of reports whether public is known of a document with the given hash.
 func (f *facts) of(document uint64) bool {
-	return f != nil && f.public != nil && f.document == document
+	return f.public != nil && f.document == document
 }
 
 // hash tells apart the documents of one URL. Its seed is a secret of the
@@ -75,68 +75,89 @@ func (c *Cache) remembered(reg *registry.Registration) *facts {
 // ready returns what is ready for use of a registration, nil for nothing, and
 // leaves no trace of having looked.
 func (c *Cache) ready(reg *registry.Registration) *client {
-	e, ok := c.clients.GetEntryQuietly(entryKey{clientKey: clientKey{reg.Issuer, reg.ClientID}})
+	e, ok := c.clients.GetEntryQuietly(clientKey{reg.Issuer, reg.ClientID})
 	if !ok || e.Value.revision != reg.Revision {
 		return nil
 	}
 	return e.Value
 }
 
-// find returns the facts on all settings of a registered client, and why those
-// on its secret are missing, if they are: see derived. before is what is
-// remembered of the client, set what its URL gave, nil for nothing.
-func (c *Cache) find(ctx context.Context, reg *registry.Registration, before *facts, set *keySet, now time.Time) ([]fact, error) {
-	after := facts{revision: reg.Revision, updatedAt: reg.UpdatedAt}
-	if before != nil {
-		after = *before
-	}
-	s := search{Cache: c, reg: reg, rules: c.rules(reg, false), ready: c.ready(reg), after: &after}
-	all := s.public(set)
-	derived, err := s.derived(ctx, now)
-	for i, f := range derived {
-		if derives(reg, reg.Settings[i]) {
-			all[i] = f
-		}
-	}
-	if s.news && reg.Revision != 0 {
-		c.facts.Set(clientKey{reg.Issuer, reg.ClientID}, &after)
-	}
-	return all, err
-}
-
-// search is one call of find.
+// search finds out the facts on one registered client.
 type search struct {
 	*Cache
 	reg   *registry.Registration
 	rules rules
 	ready *client // nil for none
-	after *facts  // what will be remembered
+	after facts   // what will be remembered
 	news  bool    // whether that is more than it was
+	found []fact  // what ofReady has found
+}
+
+// search begins with what is remembered of a registered client.
+func (c *Cache) search(reg *registry.Registration) *search {
+	s := &search{Cache: c, reg: reg, rules: c.rules(reg), ready: c.ready(reg)}
+	s.after = facts{revision: reg.Revision, updatedAt: reg.UpdatedAt}
+	if before := c.remembered(reg); before != nil {
+		s.after = *before
+	}
+	return s
+}
+
+// find returns the facts on all settings, and why those on the secret are
+// missing, if they are: see Cache.derived. set is what the client's URL gave, nil
+// for nothing, and t its document; that may be nil if the search knows the set.
+func (s *search) find(ctx context.Context, set *keySet, t *text, now time.Time) ([]fact, error) {
+	all := s.public(set, t)
+	derived, err := s.derived(ctx, now)
+	for i, f := range derived {
+		if derives(s.reg, s.reg.Settings[i]) {
+			all[i] = f
+		}
+	}
+	if s.news && s.reg.Revision != 0 {
+		after := s.after
+		s.facts.Set(clientKey{s.reg.Issuer, s.reg.ClientID}, &after)
+	}
+	return all, err
+}
+
+// knows reports whether public needs no document for a set, nil for none.
+func (s *search) knows(set *keySet) bool {
+	return set == nil || s.ofReady(set) != nil || s.after.of(set.hash)
+}
+
+// ofReady returns the facts on what is ready for use, nil if they are not known.
+func (s *search) ofReady(set *keySet) []fact {
+	if s.ready == nil || s.found != nil {
+		return s.found
+	}
+	picks := s.ready.fixed
+	if set != nil {
+		picks = s.ready.chosen(set)
+	}
+	if all, ok := factsOfPicks(picks); ok && picks != nil {
+		s.found = all
+	}
+	return s.found
 }
 
 // public returns the facts on keys that are not derived from the client's
 // secret. The result is the caller's.
-func (s *search) public(set *keySet) []fact {
+func (s *search) public(set *keySet, t *text) []fact {
 	from := chooser{rules: s.rules, unfetched: set == nil && s.reg.Source.JWKSURI != ""}
 	if from.unfetched {
 		return factsOf(from.choose(s.reg), s.rules)
 	}
-	if s.ready != nil {
-		picks := s.ready.fixed
-		if latest := s.ready.latest.Load(); latest != nil && latest.from == set {
-			picks = latest.of
-		}
-		if all, ok := factsOfPicks(picks); ok && picks != nil {
-			return all
-		}
+	if all := s.ofReady(set); all != nil {
+		return slices.Clone(all)
 	}
 	var document uint64
 	if set != nil {
-		document = s.hash(set.document)
+		document = set.hash
 	}
 	if !s.after.of(document) {
 		if set != nil {
-			from.set = set.parsed()
+			from.set = t.parsed()
 		} else {
 			from.set, from.refused = s.staticSet(s.reg)
 		}

@@ -10,41 +10,73 @@ import (
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/fetch"
+	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
-// flight is a fetch under way. All who want the set while it lasts wait for
-// the same one.
+// flight is a fetch under way, or a look at the store. All who want the set
+// while it lasts wait for the same one.
 type flight struct {
-	done  chan struct{}
-	state *setState // what is known of the URL now; set before done is closed
-	err   error     // a *FetchError or errClosed; set before done is closed
+	done chan struct{}
+	why  purpose
+
+	// All of these are set before done is closed.
+	state *setState // what is known of the URL now
+	text  *text     // the document of its set, if it was at hand
+	asked bool      // whether the host was asked meanwhile, by any replica
+	err   error     // a *FetchError, *LimitError, registry.ErrUnavailable or errClosed
 }
 
+// purpose is what a flight is for.
+type purpose int
+
+const (
+	// whenDue: a set is to be fetched again, in the background.
+	whenDue purpose = iota
+	// wanted: a caller waits, and there is no set that may be used.
+	wanted
+	// tryOut: a registration is tried out. The host is asked whatever is known.
+	tryOut
+	// forced: a refresh was asked for. The host is asked after that.
+	forced
+	// lookUp: only the store is asked.
+	lookUp
+	// keepSet: what is in memory is stored.
+	keepSet
+)
+
 // wait returns how the flight ended. It goes on if the caller leaves.
-func (f *flight) wait(ctx context.Context) (*setState, error) {
+func (f *flight) wait(ctx context.Context) error {
 	select {
 	case <-f.done:
-		return f.state, f.err
+		return f.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
-// always is for a fetch that is needed whatever is known.
+// always is for a flight that is needed whatever is known.
 func always() bool { return true }
 
-// join returns the fetch of src under way or, if needed says so, starts one.
+// join returns the flight of src under way or, if needed says so, starts one.
 // It returns nil if there is none and none is needed, and if src is gone: look
 // again. needed is called with sources.mu held.
-func (c *Cache) join(src *source, needed func() bool) *flight {
-	return c.sources.begin(src, needed, func() *flight {
-		f := &flight{done: make(chan struct{})}
+func (c *Cache) join(src *source, why purpose, needed func() bool) *flight {
+	f, _ := c.joinOrStart(src, why, needed)
+	return f
+}
+
+// joinOrStart is join, and says whether the flight is a new one.
+func (c *Cache) joinOrStart(src *source, why purpose, needed func() bool) (f *flight, started bool) {
+	f = c.sources.begin(src, needed, func() *flight {
+		f := &flight{done: make(chan struct{}), why: why}
+		started = true
 		if !c.start(func() { c.fly(src, f) }) {
 			f.err = errClosed
 			close(f.done)
 		}
 		return f
 	})
+	return f, started
 }
 
 // usable waits until the set of a URL may be used: for one fetch at most, and
@@ -62,7 +94,7 @@ func (c *Cache) usable(ctx context.Context, uri string) (*source, *setState, err
 		if !state.mayFetch(now) {
 			return nil, nil, c.unusable(state, now)
 		}
-		f := c.join(src, func() bool {
+		f := c.join(src, wanted, func() bool {
 			// A fetch may have ended since we looked.
 			s := src.state.Load()
 			return !s.inUse(c.cfg.Policy, now) && s.mayFetch(now)
@@ -70,91 +102,195 @@ func (c *Cache) usable(ctx context.Context, uri string) (*source, *setState, err
 		if f == nil {
 			continue
 		}
-		state, err = f.wait(ctx)
-		return src, state, err
+		err = f.wait(ctx)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil, errors.Is(err, errClosed), f.why == wanted:
+			return nil, nil, err
+		}
+		// A flight for something else says nothing of what it found.
 	}
 }
 
-// fetched returns the set of a URL after a fetch within the call. With afresh,
-// one that was under way before the call does not count.
-func (c *Cache) fetched(ctx context.Context, uri string, afresh bool) (*setState, error) {
-	for {
+// fetched returns the flight that has asked the host of a URL within the call.
+// One that is forced began after it.
+func (c *Cache) fetched(ctx context.Context, uri string, why purpose) (*flight, error) {
+	for noted := false; ; {
 		src, err := c.source(ctx, uri)
 		if err != nil {
 			return nil, err
 		}
-		if afresh {
-			earlier, err := c.force(src)
-			if err != nil {
+		if why == forced && !noted {
+			if err := c.force(src); err != nil {
 				return nil, err
 			}
-			if earlier != nil {
-				if _, err := earlier.wait(ctx); ctx.Err() != nil {
-					return nil, err
-				}
-			}
-			afresh = false // whatever is found from now on began after the call
+			noted = true
 		}
-		if f := c.join(src, always); f != nil {
-			return f.wait(ctx)
+		f, mine := c.joinOrStart(src, why, always)
+		if f == nil {
+			continue
+		}
+		err = f.wait(ctx)
+		switch {
+		case mine, why == tryOut && f.asked, ctx.Err() != nil, errors.Is(err, errClosed):
+			return f, err
 		}
 	}
 }
 
-// force notes that a refresh is forced, and returns the fetch under way. It is
-// a *LimitError if the last time was a moment ago.
-func (c *Cache) force(src *source) (*flight, error) {
+// force notes that a refresh is forced. It is a *LimitError if the last time was
+// a moment ago, as far as this replica knows.
+func (c *Cache) force(src *source) error {
 	c.sources.mu.Lock()
 	defer c.sources.mu.Unlock()
 	now := time.Now()
-	if wait := c.cfg.ForcedEvery - now.Sub(src.forced); wait > 0 {
-		return nil, &LimitError{RetryAfter: wait}
+	last := max(src.forced, nanos(src.state.Load().ForcedAt))
+	if err := c.limited(time.Unix(0, last), now); err != nil {
+		return err
 	}
-	src.forced = now
-	return src.flight, nil
+	src.forced = now.UnixNano()
+	return nil
 }
 
-// fly makes a fetch and puts its result in place.
+// limited is a *LimitError if a refresh that was forced at last forbids another
+// one now, nil if not.
+func (c *Cache) limited(last, now time.Time) error {
+	if wait := c.cfg.ForcedEvery - now.Sub(last); wait > 0 {
+		return &LimitError{RetryAfter: wait}
+	}
+	return nil
+}
+
+// fly makes a flight and puts its result in place.
 func (c *Cache) fly(src *source, f *flight) {
 	defer close(f.done)
-	f.state, f.err = c.get(c.ctx, src.state.Load())
-	if c.ctx.Err() != nil {
+	r := &round{Cache: c, src: src, flight: f, due: c.sources.dueAt(src)}
+	switch {
+	case f.why == lookUp:
+		r.lookUp()
+	case c.cfg.Leases != nil:
+		r.shared()
+	default:
+		r.alone()
+	}
+	if c.ctx.Err() != nil && r.cut {
 		// It was cut short, which says nothing about the host. Nobody will
 		// look at src again.
 		f.state, f.err = nil, errClosed
 		return
 	}
-	src.state.Store(f.state)
-	// Those who wait are answered when the result would survive a restart.
-	if err := c.save(context.WithoutCancel(c.ctx), src); err != nil {
-		// What is in memory is good. A restart would find an older set.
-		c.cfg.Logger.WarnContext(c.ctx, "key set not stored", "jwks_uri", src.uri, "error", err)
+	if f.state == nil {
+		f.state = src.state.Load()
+		if set := f.state.set; f.text != nil && (set == nil || set.hash != f.text.hash) {
+			f.text = nil
+		}
 	}
-	c.sources.end(src, dueAfter(f.state))
+	c.sources.reweigh(src)
+	c.notice(src)
+	c.sources.end(src, c.wakeFor(f.state, r.due, time.Now()), r.forget)
+	c.balance()
 }
 
-// get asks the host once and returns the state that follows from the answer,
-// and a *FetchError if that answer was no good.
-func (c *Cache) get(ctx context.Context, before *setState) (*setState, error) {
-	res, set, err := c.ask(ctx, before)
+// round is what happens in one flight.
+type round struct {
+	*Cache
+	*flight
+	src    *source
+	due    time.Time // when the URL is to be fetched next
+	forget bool      // that no registration names it any more
+	cut    bool      // it ended because the cache is being closed
+}
+
+// alone fetches, and stores the result in a store that nobody else writes to.
+func (r *round) alone() {
+	before := r.src.state.Load()
+	t, must := r.src.textOf(before), true
+	if before.set != nil && t == nil {
+		// A 304 does not bring the document that is to be stored again.
+		there, err := r.read(before)
+		must = err == nil
+		if there != nil && there.hash == before.set.hash {
+			t = there
+		}
+	}
+	if !r.fetch(before, t, must, true) {
+		return
+	}
+	// Those who wait are answered when the result would survive a restart.
+	if err := r.save(context.WithoutCancel(r.ctx), r.src, r.why != tryOut); err != nil {
+		// What is in memory is good. A restart would find an older set.
+		r.cfg.Logger.WarnContext(r.ctx, "key set not stored", "jwks_uri", r.src.uri, "error", err)
+	}
+}
+
+// read returns the document that is stored, nil for none.
+func (r *round) read(known *setState) (*text, error) {
+	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.FetchTimeout)
+	defer cancel()
+	_, t, err := r.stored(ctx, r.src.uri, known.set.is)
+	return t, err
+}
+
+// fetch asks the host and puts the answer in place, which the store does not
+// have yet if unsaved says so. It is false if the cache is being closed.
+func (r *round) fetch(before *setState, t *text, must, unsaved bool) bool {
+	after, t, err := r.get(before, t, must)
+	if after == nil {
+		r.cut = true
+		return false
+	}
+	r.take(before, after, t, unsaved, err)
+	return true
+}
+
+// get asks the host once and returns the state that follows from the answer, the
+// document of its set if it is at hand, and a *FetchError if the answer was no
+// good. The state is nil if the cache is being closed. t is the document of
+// before's set, if that is at hand; must says that it has to be afterwards.
+func (r *round) get(before *setState, t *text, must bool) (*setState, *text, error) {
+	r.asked = true
+	asked := time.Now()
+	res, set, doc, err := r.ask(before, t, must)
 	now := time.Now()
 	if err != nil {
-		return c.failed(ctx, before, now, err)
+		after, err := r.failed(before, now, err)
+		if after != nil && r.why == forced {
+			after.ForcedAt = asked
+		}
+		return after, t, err
 	}
-	after := &setState{KeySet: before.KeySet, set: set}
-	after.Document = set.document
-	after.ETag, after.LastModified = res.ETag, res.LastModified
-	after.FetchedAt, after.FreshUntil = now, now.Add(c.cfg.Policy.freshFor(res.Freshness))
-	after.FailingSince, after.Failures, after.Failure, after.NextAttempt = time.Time{}, 0, "", time.Time{}
-	if before.Failures > 0 {
-		c.cfg.Logger.InfoContext(ctx, "client keys fetched again", "jwks_uri", before.URI, "failures", before.Failures)
+	after := &setState{
+		set: set, ETag: res.ETag, LastModified: res.LastModified,
+		FetchedAt: now, FreshUntil: now.Add(r.cfg.Policy.freshFor(res.Freshness)), ForcedAt: before.ForcedAt,
 	}
-	return after, nil
+	if r.why == forced {
+		after.ForcedAt = asked
+	}
+	if n := before.failures(); n > 0 {
+		r.cfg.Logger.InfoContext(r.ctx, "client keys fetched again", "jwks_uri", r.src.uri, "failures", n)
+	}
+	return after, doc, nil
 }
 
-// ask returns the host's answer and the set that holds after it: the one we
-// have, if it has not changed, so that what was chosen from it stays good.
-func (c *Cache) ask(ctx context.Context, before *setState) (res *fetch.Response, set *keySet, err error) {
+// take puts the result of a fetch in place.
+func (r *round) take(before, after *setState, t *text, unsaved bool, err error) {
+	if broken := r.src.put(after, t, unsaved); broken != nil {
+		now := time.Now()
+		if after, err = r.failed(before, now, broken); after == nil {
+			r.cut = true
+			return
+		}
+		t = r.src.textOf(before)
+		_ = r.src.put(after, nil, true) // with the set that was there, nothing is chosen anew
+	}
+	r.state, r.text, r.err = after, t, err
+	r.due = r.dueAfter(after, true)
+}
+
+// ask returns the host's answer, the set that holds after it (the one we have,
+// if it has not changed, so that what was chosen from it stays good) and its
+// document.
+func (r *round) ask(before *setState, t *text, must bool) (res *fetch.Response, set *keySet, doc *text, err error) {
 	// Nobody else would catch it on this goroutine, and the document is a
 	// stranger's: it must not take the service down.
 	defer func() {
@@ -162,41 +298,48 @@ func (c *Cache) ask(ctx context.Context, before *setState) (res *fetch.Response,
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.FetchTimeout)
+	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.FetchTimeout)
 	defer cancel()
-	req := fetch.Request{URI: before.URI}
-	if before.set != nil {
+	req := fetch.Request{URI: r.src.uri}
+	if before.set != nil && (t != nil || !must) {
 		req.ETag, req.LastModified = before.ETag, before.LastModified
 	}
-	res, err = c.cfg.Fetcher.Get(ctx, req)
+	res, err = r.cfg.Fetcher.Get(ctx, req)
 	switch {
 	case err != nil:
-		return nil, nil, err
-	case res.NotModified && before.set == nil:
-		return nil, nil, errors.New("304 Not Modified for a set that we do not have")
-	case res.NotModified, before.set != nil && bytes.Equal(before.set.document, res.Document):
-		return res, before.set, nil
+		return nil, nil, nil, err
+	case res.NotModified && (before.set == nil || t == nil && must):
+		return nil, nil, nil, errors.New("304 Not Modified for a set that we do not have")
+	case res.NotModified:
+		return res, before.set, t, nil
 	}
 	// A copy has no room to grow, as what was read from a connection has.
-	set, err = c.newKeySet(bytes.Clone(res.Document))
-	return res, set, err
+	doc = r.newText(bytes.Clone(res.Document))
+	if set = before.set.is(doc.hash); set != nil {
+		return res, set, doc, nil
+	}
+	if _, err := doc.parse(); err != nil {
+		return nil, nil, nil, err
+	}
+	return res, &keySet{hash: doc.hash}, doc, nil
 }
 
-// failed is the state after a failed fetch: the last good set stays.
-func (c *Cache) failed(ctx context.Context, before *setState, now time.Time, cause error) (*setState, error) {
-	if ctx.Err() != nil {
+// failed is the state after a failed fetch, in which the last good set stays,
+// with the error for callers. It is nil if the cache is being closed.
+func (r *round) failed(before *setState, now time.Time, cause error) (*setState, error) {
+	if r.ctx.Err() != nil {
 		return nil, errClosed
 	}
-	after := &setState{KeySet: before.KeySet, set: before.set}
-	if after.Failures == 0 {
-		after.FailingSince = now
+	why := &trouble{since: now, count: before.failures() + 1, incident: rand.Text()}
+	if before.trouble != nil {
+		why.since = before.since
 	}
-	after.Failures++
-	after.Failure = rand.Text()
-	after.NextAttempt = now.Add(retryAfter(after.Failures))
-	c.cfg.Logger.WarnContext(ctx, "client keys not fetched", "jwks_uri", after.URI, "incident", after.Failure,
-		"failures", after.Failures, "next_attempt", after.NextAttempt, "error", cause)
-	return after, c.unusable(after, now)
+	why.next = now.Add(retryAfter(why.count))
+	after := *before
+	after.trouble = why
+	r.cfg.Logger.WarnContext(r.ctx, "client keys not fetched", "jwks_uri", r.src.uri, "incident", why.incident,
+		"failures", why.count, "next_attempt", why.next, "error", cause)
+	return &after, r.unusable(&after, now)
 }
 
 // unusable is the error of a set that was to be had and could not: that it is
@@ -206,5 +349,31 @@ func (c *Cache) unusable(state *setState, now time.Time) error {
 	if state.set != nil && !state.inUse(c.cfg.Policy, now) {
 		err = ErrExpired
 	}
-	return &FetchError{ID: state.Failure, RetryAfter: max(state.NextAttempt.Sub(now), 0), Err: err}
+	return &FetchError{ID: state.incidentID(), RetryAfter: max(state.nextAttempt().Sub(now), 0), Err: err}
 }
+
+// save writes the newest state of src to a store of our own. It is known to be
+// there afterwards if a live registration names the URL, which sure says.
+func (c *Cache) save(ctx context.Context, src *source, sure bool) error {
+	src.saving.Lock()
+	defer src.saving.Unlock()
+	src.mu.Lock()
+	state := src.state.Load()
+	t := src.textOf(state)
+	src.mu.Unlock()
+	if src.gone.Load() || state.set != nil && t == nil {
+		return nil // nothing is known any more; or it is in the store already, or lacks what is to be stored
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.FetchTimeout)
+	defer cancel()
+	if err := c.cfg.Store.PutKeySet(ctx, state.record(src.uri, t)); err != nil {
+		return storeError(err)
+	}
+	if sure {
+		src.saved(state)
+	}
+	return nil
+}
+
+// errElsewhere: another replica was about to fetch for us, and did not.
+var errElsewhere = fmt.Errorf("%w: another replica fetches it and takes too long", registry.ErrUnavailable)

@@ -25,7 +25,14 @@ func (p Policy) bound(ks *registry.KeySet, now time.Time) {
 	ks.FetchedAt = earlier(ks.FetchedAt, now)
 	ks.FreshUntil = earlier(ks.FreshUntil, ks.FetchedAt.Add(p.MaxRefresh))
 	ks.NextAttempt = earlier(ks.NextAttempt, now.Add(lastRetry+lastRetry/4))
+	if ks.ForcedAt.After(now.Add(maxSkew)) {
+		ks.ForcedAt = time.Time{}
+	}
 }
+
+// maxSkew is how far the clocks of a fleet may be apart before what one of them
+// says of the future is no longer believed.
+const maxSkew = time.Minute
 
 func earlier(a, b time.Time) time.Time {
 	if b.Before(a) {
@@ -35,12 +42,30 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // dueAfter is when a URL is to be fetched next: when the last good set nears
-// its end, or after the pause that a failure asks for.
-func dueAfter(state *setState) time.Time {
-	if state.Failures > 0 {
-		return state.NextAttempt
+// its end, or after the pause that a failure asks for. In a fleet the replica
+// that has made the last fetch makes the next one too; the others only stand by
+// in case it is gone by then. So there are no more fetches than one replica
+// would make, which they would if each took a turn at random.
+func (c *Cache) dueAfter(state *setState, mine bool) time.Time {
+	standby := c.cfg.Leases != nil && !mine
+	switch {
+	case state.failures() > 0 && standby:
+		return state.nextAttempt().Add(time.Second + jitter(2*time.Second))
+	case state.failures() > 0:
+		return state.nextAttempt()
+	case standby:
+		life := state.FreshUntil.Sub(state.FetchedAt)
+		return state.FetchedAt.Add(life*95/100 + jitter(life*4/100))
 	}
 	return refreshAt(state.FetchedAt, state.FreshUntil)
+}
+
+// isDue reports whether a URL may be fetched again now, by any replica.
+func isDue(state *setState, now time.Time) bool {
+	if state.failures() > 0 {
+		return state.mayFetch(now)
+	}
+	return state.set == nil || !now.Before(firstRefreshAt(state.FetchedAt, state.FreshUntil))
 }
 
 // refreshAt is when a set is fetched again: after 80 to 95 % of its life, so

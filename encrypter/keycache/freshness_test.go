@@ -105,6 +105,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"default above maximum": func(c *Config) { c.Policy.DefaultRefresh = 25 * time.Hour },
 		"negative duration":     func(c *Config) { c.Policy.MaxStale = -1 },
 		"negative number":       func(c *Config) { c.Fetchers = -1 },
+		"negative memory":       func(c *Config) { c.MaxMemory = -1 },
 	}
 	for name, edit := range tests {
 		cfg := good
@@ -119,7 +120,7 @@ func TestConfigIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if c.cfg.Policy != policy || c.cfg.MaxClients != 100_000 || c.cfg.FetchTimeout != 5*time.Second ||
+	if c.cfg.Policy != policy || c.cfg.MaxMemory != 160<<20 || c.cfg.MaxLag != 15*time.Minute || c.cfg.FetchTimeout != 5*time.Second ||
 		c.cfg.ForcedEvery != 10*time.Second || c.cfg.Fetchers != 16 || c.cfg.IdleAfter != 7*24*time.Hour || c.cfg.Logger == nil {
 		t.Errorf("got defaults %+v", c.cfg)
 	}

@@ -21,7 +21,7 @@ func warmCache(t testing.TB) *Cache {
 	store := newMemStore()
 	h := &hosts{answers: map[string]answer{uri: fresh(set("k1"), time.Hour)}}
 	v := newVault()
-	c, err := New(Config{Store: store, Fetcher: h, Secrets: v.keeper(), IssuerURL: issuerURL})
+	c, err := New(Config{Store: store, Fetcher: h, Secrets: v.keeper(), IssuerURL: issuerURL, Feed: steady{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +45,11 @@ func warmCache(t testing.TB) *Cache {
 	}
 	return c
 }
+
+// steady is a feed that has always told all.
+type steady struct{}
+
+func (steady) Current() time.Time { return time.Now() }
 
 func TestWarmClientAllocatesNothing(t *testing.T) {
 	c := warmCache(t)

@@ -11,9 +11,13 @@
 // The hot path is one look-up in memory, without a lock and without a database
 // or a network: everything that can be prepared for a client (the choice of
 // the key, the encoded header) is prepared once for each registration and key
-// set. Both are bounded in number, and what falls out is read again from the
-// store, where the last good set is kept as well: a process that restarts
-// while a client's host is down still encrypts to it.
+// set, and shared by all clients of one URL that choose alike. Clients and sets
+// have one bound in bytes, whatever is registered, and what falls out is read
+// again from the store, where the last good set is kept as well: a process that
+// restarts while a client's host is down still encrypts to it. The document of a
+// set is not kept in memory once its keys are chosen; when another comes in, the
+// same is chosen from that at once, so that clients in memory never wait for the
+// store.
 //
 // Keys that are derived from a client's secret are opened when the first token
 // needs them, which may ask the backend that wraps data keys, and stay ready
@@ -26,6 +30,18 @@
 // a time, however many ask. A host that hangs delays nobody else's refreshes:
 // those of one host, and those of URLs that failed before, have only a share
 // of the fetches in the background.
+//
+// Where several replicas share a store, one fetches a URL for all: it takes a
+// lease, which ends by itself if it dies, and stores what it has found out, a
+// failure and the pause after it too. The others stand by, adopt what is stored
+// when they hear of it or would fetch themselves, and take over in time if nobody
+// is there any more. A refresh that is acknowledged is stored. While the store is
+// gone each replica fetches for itself and keeps that in memory; nothing older
+// replaces it later.
+//
+// A Cache follows what other replicas write (registry.Follower), and what it
+// answers is flagged when it has heard nothing for a moment. Beyond a bound it
+// answers nothing at all, whatever it has in memory.
 //
 // Why a fetch failed is for the log. A caller gets one of two fixed texts and
 // an incident id that the log line has as well, so that nobody can look around
@@ -43,6 +59,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -94,9 +111,11 @@ type Config struct {
 	// Secrets opens what is kept of clients' secrets. Default: none, and what
 	// needs a secret is refused as ErrUnusable.
 	Secrets Secrets
-	// MaxClients is how many clients are kept ready, and how many key sets. A
-	// client that gets encrypted logout tokens counts twice. Default 100 000.
-	MaxClients int
+	// MaxMemory is how many bytes the clients and key sets in memory may take,
+	// about; key sets take three quarters of it at most. What is needed beside them does
+	// not depend on their number: 10 MiB or so. Default 160 MiB, which is good
+	// for 100 000 warm clients with one RSA key of 2048 bits each.
+	MaxMemory int64
 	// FetchTimeout bounds one fetch and one access to the store. Default 5
 	// seconds.
 	FetchTimeout time.Duration
@@ -110,6 +129,20 @@ type Config struct {
 	// IdleAfter is how long a set may go unused before it is no longer
 	// refreshed. Default 7 days.
 	IdleAfter time.Duration
+	// Leases let one of several replicas fetch a URL for all. Default: none, and
+	// no other process writes to Store.
+	Leases registry.Leases
+	// Feed tells how far this replica has heard what others wrote, which its
+	// Follower is told of: the Cache. Default: none, and nobody else writes.
+	Feed Feed
+	// MaxLag is for how long the feed may lag before nothing is served any more.
+	// Default 15 minutes.
+	MaxLag time.Duration
+	// KeySetChanged is called when the set of a URL in memory has changed
+	// materially: another document was fetched or taken over from the store,
+	// trouble began or ended, or the set became stale, fresh or expired. It is
+	// called without any lock, and must not wait. Default: none.
+	KeySetChanged func(uri string)
 	// Logger gets the truth about failed fetches. Default: none.
 	Logger *slog.Logger
 }
@@ -129,6 +162,7 @@ func (c *Config) setDefaults() error {
 		{&c.FetchTimeout, 5 * time.Second},
 		{&c.ForcedEvery, 10 * time.Second},
 		{&c.IdleAfter, 7 * 24 * time.Hour},
+		{&c.MaxLag, 15 * time.Minute},
 	} {
 		if *d.value < 0 {
 			return errors.New("keycache: a duration is negative; leave it at zero for its default")
@@ -137,7 +171,7 @@ func (c *Config) setDefaults() error {
 			*d.value = d.or
 		}
 	}
-	if c.MaxClients < 0 || c.Fetchers < 0 {
+	if c.MaxMemory < 0 || c.Fetchers < 0 {
 		return errors.New("keycache: a number is negative; leave it at zero for its default")
 	}
 	for _, bits := range []*func(string) int{&c.MinRSABits, &c.MaxRSABits} {
@@ -148,8 +182,8 @@ func (c *Config) setDefaults() error {
 	if c.IssuerURL == nil {
 		c.IssuerURL = func(string) string { return "" }
 	}
-	if c.MaxClients == 0 {
-		c.MaxClients = 100_000
+	if c.MaxMemory == 0 {
+		c.MaxMemory = 160 << 20
 	}
 	if c.Fetchers == 0 {
 		c.Fetchers = 16
@@ -167,15 +201,23 @@ func (c *Config) setDefaults() error {
 // Cache holds clients' recipients. It is safe for concurrent use.
 type Cache struct {
 	cfg     Config
-	clients *otter.Cache[entryKey, *client]
+	made    time.Time
+	budget  budget
+	states  states
+	clients *otter.Cache[clientKey, *client]
 	refused *otter.Cache[clientKey, refusal]
 	facts   *otter.Cache[clientKey, *facts]
 	changes changes
 	sources *sources
 
-	clientLoads loads[entryKey, *client]
+	clientLoads loads[clientKey, *client]
 	secretLoads loads[*client, *openedSecret]
 	sourceLoads loads[string, *source]
+	textLoads   loads[*source, *text]
+
+	// storeRests is until when the background leaves the store alone, in Unix
+	// nanoseconds.
+	storeRests atomic.Int64
 
 	// ctx ends with Close; work that outlives its caller lives by it.
 	ctx    context.Context
@@ -201,7 +243,7 @@ func New(cfg Config) (*Cache, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	clients, err := otter.New(&otter.Options[entryKey, *client]{MaximumSize: cfg.MaxClients})
+	clients, err := otter.New(&otter.Options[clientKey, *client]{MaximumWeight: uint64(cfg.MaxMemory), Weigher: weightOfClient}) //nolint:gosec // not negative
 	if err != nil {
 		return nil, fmt.Errorf("keycache: %w", err)
 	}
@@ -214,8 +256,9 @@ func New(cfg Config) (*Cache, error) {
 		return nil, fmt.Errorf("keycache: %w", err)
 	}
 	c := &Cache{
-		cfg: cfg, clients: clients, refused: refused, facts: known, sources: newSources(cfg.MaxClients),
-		changes: changes{seed: maphash.MakeSeed()},
+		cfg: cfg, clients: clients, refused: refused, facts: known, sources: newSources(forSources(cfg.MaxMemory)),
+		changes: changes{seed: maphash.MakeSeed()}, made: time.Now(),
+		budget: budget{all: cfg.MaxMemory, step: max(cfg.MaxMemory/64, 1)},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
@@ -263,6 +306,9 @@ type Recipient struct {
 	// FetchedAt is when the set was last fetched or confirmed; zero for keys
 	// that do not come from a URL.
 	FetchedAt time.Time
+	// RegistryStale says that for more than 2 seconds this replica has not been
+	// told what others wrote, so that all of this may be out of date.
+	RegistryStale bool
 }
 
 // Recipient returns the client's recipient for tokens of the given kind. For a
@@ -273,21 +319,27 @@ type Recipient struct {
 // *FetchError), ErrExpired (as a *FetchError or a *SecretExpiredError),
 // registry.ErrUnavailable, or the context's.
 func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (Recipient, error) {
-	cl, err := c.client(ctx, entryKey{clientKey{issuer, clientID}, kind == registry.LogoutToken})
+	behind, err := c.behind()
 	if err != nil {
 		return Recipient{}, err
 	}
-	i, err := cl.find(kind)
+	key := clientKey{issuer, clientID}
+	cl, err := c.client(ctx, key)
 	if err != nil {
 		return Recipient{}, err
 	}
-	r := Recipient{Setting: cl.settings[i]}
+	i, err := cl.demand.find(kind)
+	if err != nil {
+		return Recipient{}, err
+	}
+	setting := &cl.demand.settings[i]
+	r := Recipient{Setting: setting.full(), RegistryStale: behind}
 	var p pick
 	switch {
 	case r.Setting.EncryptionAlgorithm == "":
 		return r, nil
-	case cl.takesSecret(i):
-		opened, err := c.open(ctx, cl)
+	case setting.derived:
+		opened, err := c.open(ctx, key, cl)
 		if err != nil {
 			return Recipient{}, err
 		}
@@ -296,12 +348,15 @@ func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind reg
 		p = cl.fixed[i]
 	default:
 		now := time.Now()
-		state, err := c.state(ctx, cl, now)
+		state, picks, err := c.fromURL(ctx, key, cl, now)
 		if err != nil {
 			return Recipient{}, err
 		}
-		p = cl.choose(state.set)[i]
+		p = picks[i]
 		r.FetchedAt, r.Stale = state.FetchedAt, now.After(state.FreshUntil)
+	}
+	if kind == registry.LogoutToken {
+		p = c.logoutPick(key, cl, p)
 	}
 	if p.failed != nil {
 		return Recipient{}, p.failed.err
@@ -310,20 +365,27 @@ func (c *Cache) Recipient(ctx context.Context, issuer, clientID string, kind reg
 	return r, nil
 }
 
-// state returns what is known of the URL of cl, with a set that may be used.
-func (c *Cache) state(ctx context.Context, cl *client, now time.Time) (*setState, error) {
-	if src := cl.source.Load(); src != nil && !src.gone.Load() {
+// fromURL returns what is known of the URL of cl, with a set that may be used,
+// and what the client chooses from that.
+func (c *Cache) fromURL(ctx context.Context, key clientKey, cl *client, now time.Time) (*setState, []pick, error) {
+	src := cl.source.Load()
+	if src != nil && !src.gone.Load() {
 		src.touch(now)
 		if state := src.state.Load(); state.inUse(c.cfg.Policy, now) {
-			return state, nil
+			if picks := cl.chosen(state.set); picks != nil {
+				return state, picks, nil
+			}
 		}
 	}
 	src, state, err := c.usable(ctx, cl.uri)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	cl.source.Store(src)
-	return state, nil
+	if picks := cl.chosen(state.set); picks != nil {
+		return state, picks, nil
+	}
+	return c.choose(ctx, key, cl, src)
 }
 
 // Setting returns how tokens of the given kind are made for the client. It
@@ -331,25 +393,32 @@ func (c *Cache) state(ctx context.Context, cl *client, now time.Time) (*setState
 // registry.ErrTampered, ErrNoSetting, registry.ErrUnavailable, or the
 // context's.
 func (c *Cache) Setting(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (registry.Setting, error) {
-	cl, err := c.client(ctx, entryKey{clientKey: clientKey{issuer, clientID}})
+	if _, err := c.behind(); err != nil {
+		return registry.Setting{}, err
+	}
+	cl, err := c.client(ctx, clientKey{issuer, clientID})
 	if err != nil {
 		return registry.Setting{}, err
 	}
-	i, err := cl.find(kind)
+	i, err := cl.demand.find(kind)
 	if err != nil {
 		return registry.Setting{}, err
 	}
-	return cl.settings[i], nil
+	return cl.demand.settings[i].full(), nil
 }
 
 // Stats counts what the cache holds.
 type Stats struct {
-	// Clients and KeySets are how many are in memory. A client that gets
-	// encrypted logout tokens counts twice.
+	// Clients and KeySets are how many are in memory.
 	Clients, KeySets int
+	// Bytes is about how many bytes they take: see Config.MaxMemory.
+	Bytes int64
 }
 
 // Stats counts what the cache holds.
 func (c *Cache) Stats() Stats {
-	return Stats{Clients: c.clients.EstimatedSize(), KeySets: c.sources.len()}
+	return Stats{
+		Clients: c.clients.EstimatedSize(), KeySets: c.sources.len(),
+		Bytes: int64(c.clients.WeightedSize()) + c.sources.total(), //nolint:gosec // it has a bound
+	}
 }

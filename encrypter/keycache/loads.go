@@ -62,6 +62,13 @@ func (l *loads[K, V]) forget(key K) {
 	delete(l.running, key)
 }
 
+// forgetAll is forget for all.
+func (l *loads[K, V]) forgetAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.running)
+}
+
 func (l *loads[K, V]) end(key K, ld *load[V]) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -293,6 +293,12 @@ func (h *hosts) times(uri string) []time.Time {
 
 func (h *hosts) count(uri string) int { return len(h.times(uri)) }
 
+func (h *hosts) overlapped() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.overlap
+}
+
 func (h *hosts) last() fetch.Request {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -522,4 +528,16 @@ func (s *memStore) stored(uri string) (registry.KeySet, bool) {
 	defer s.mu.Unlock()
 	set, ok := s.sets[uri]
 	return set, ok
+}
+
+// notModified answers with a document, or with a 304 if that is what is asked
+// for.
+func notModified(document []byte, d time.Duration) answer {
+	return func(ctx context.Context, req fetch.Request) (*fetch.Response, error) {
+		res, err := fresh(document, d)(ctx, req)
+		if req.ETag == res.ETag {
+			res.NotModified, res.Document = true, nil
+		}
+		return res, err
+	}
 }

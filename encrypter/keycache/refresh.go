@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// Run refreshes the key sets in memory before they stop being fresh, and tries
-// again those that could not be fetched, until ctx ends or the cache is
+// Run refreshes the key sets in memory before they stop being fresh, tries again
+// those that could not be fetched, and takes over what other replicas have
+// stored, until ctx ends or the cache is
 // closed. It returns nil then. It is called once.
 func (c *Cache) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -18,6 +19,7 @@ func (c *Cache) Run(ctx context.Context) error {
 
 	var running sync.WaitGroup
 	defer running.Wait()
+	c.follow(ctx, &running)
 	turns := make(chan struct{}, c.cfg.Fetchers)
 	busy := &lanes{perHost: max(c.cfg.Fetchers/4, 1), allFailing: max(c.cfg.Fetchers/2, 1), hosts: make(map[string]int)}
 	for {
@@ -30,7 +32,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		if err != nil {
 			return nil // the end of ctx is how Run ends
 		}
-		host, failing := hostOf(src.uri), src.state.Load().Failures > 0
+		host, failing := hostOf(src.uri), src.state.Load().failures() > 0
 		if !busy.enter(host, failing) {
 			c.sources.put(src, time.Now().Add(putOff(failing)))
 			<-turns
@@ -56,28 +58,40 @@ func putOff(failing bool) time.Duration {
 // refreshDue fetches a set that is due, or forgets it if it is not used or not
 // registered any more.
 func (c *Cache) refreshDue(ctx context.Context, src *source) {
-	if src.idle(time.Now()) > c.cfg.IdleAfter || !c.registered(ctx, src) {
+	now := time.Now()
+	if src.idle(now) > c.cfg.IdleAfter || c.cfg.Leases == nil && !c.registered(ctx, src) {
 		c.sources.drop(src)
+		c.balance()
 		return
 	}
-	f := c.join(src, func() bool {
-		return !src.due.After(time.Now()) // a fetch may have ended since it was taken from the queue
+	c.notice(src)
+	if state := src.state.Load(); state.failures() > 0 && !state.mayFetch(now) {
+		// It has become stale, or has expired, and is to be left alone still.
+		c.sources.put(src, c.wakeFor(state, c.dueAfter(state, false), now))
+		return
+	}
+	f := c.join(src, whenDue, func() bool {
+		return src.due <= time.Now().UnixNano() // a fetch may have ended since it was taken from the queue
 	})
 	if f != nil {
-		_, _ = f.wait(ctx) // on record in the source's state and the log
+		_ = f.wait(ctx) // on record in the source's state and the log
 	}
 }
 
 // registered reports whether a live registration names the URL of src, as far
-// as can be known: the store keeps nothing of a URL that none names.
+// as can be known of a store of our own: it keeps nothing of a URL that none
+// names.
 func (c *Cache) registered(ctx context.Context, src *source) bool {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.FetchTimeout)
 	defer cancel()
 	if _, err := c.cfg.Store.KeySet(ctx, src.uri); !isNotFound(err) {
 		return true
 	}
-	// Perhaps it could not be stored when it was fetched.
-	if err := c.save(ctx, src); err != nil {
+	// Perhaps it could not be stored when it was fetched, or what was stored has
+	// been tampered with. If its document is not at hand, the fetch that follows
+	// brings it.
+	state := src.state.Load()
+	if err := c.cfg.Store.PutKeySet(ctx, state.record(src.uri, src.textOf(state))); err != nil {
 		return true
 	}
 	_, err := c.cfg.Store.KeySet(ctx, src.uri)

@@ -24,7 +24,6 @@ type Secrets interface {
 // is opened when the first token needs it, as that may ask the backend that
 // wraps data keys; those settings that do not need it never wait for that.
 type secretKeys struct {
-	takes     []bool    // for each setting, whether it encrypts with a derived key
 	signs     bool      // whether a setting signs with the secret itself
 	expiresAt time.Time // zero for never
 
@@ -41,30 +40,24 @@ type openedSecret struct {
 	err     error  // registry.ErrTampered, or ErrUnusable
 }
 
-// newSecretKeys returns what the given settings of a registration will take
-// from its client's secret; nil if nothing is kept of that.
-func (c *Cache) newSecretKeys(reg *registry.Registration, settings []registry.Setting) *secretKeys {
+// newSecretKeys returns what the settings of a registration will take from its
+// client's secret; nil if nothing is kept of that.
+func newSecretKeys(reg *registry.Registration) *secretKeys {
 	kept := reg.Source.Secret
 	if kept == nil {
 		return nil
 	}
-	s := &secretKeys{takes: make([]bool, len(settings)), expiresAt: kept.ExpiresAt}
-	for i, setting := range settings {
-		s.takes[i] = symmetric(setting)
+	s := &secretKeys{expiresAt: kept.ExpiresAt}
+	for _, setting := range reg.Settings {
 		s.signs = s.signs || secrets.Signs(setting.SigningAlgorithm)
 	}
-	// All settings, since what was sealed is held against them, and nothing
-	// else of a registration that may be large.
+	// Nothing else of a registration, which may be large.
 	s.sealed.Store(&registry.Registration{
 		Issuer: reg.Issuer, ClientID: reg.ClientID, Settings: reg.Settings,
 		Source: registry.Source{Secret: kept},
 	})
 	return s
 }
-
-// takesSecret reports whether the setting at place i encrypts with a key that
-// is derived from the client's secret.
-func (c *client) takesSecret(i int) bool { return c.secret != nil && c.secret.takes[i] }
 
 // expired is the error of a secret that is out of use, nil for one that is not.
 func (s *secretKeys) expired() error {
@@ -83,14 +76,14 @@ func secretExpired(expiresAt, now time.Time) error {
 
 // open returns what the client's secret gives. Its errors are SecretExpiredError,
 // registry.ErrTampered, ErrUnusable, registry.ErrUnavailable, or the context's.
-func (c *Cache) open(ctx context.Context, cl *client) (*openedSecret, error) {
+func (c *Cache) open(ctx context.Context, key clientKey, cl *client) (*openedSecret, error) {
 	if err := cl.secret.expired(); err != nil {
 		return nil, err
 	}
 	o := cl.secret.opened.Load()
 	if o == nil {
 		var err error
-		if o, err = c.secretLoads.do(ctx, cl, c.start, func() (*openedSecret, error) { return c.loadSecret(cl) }); err != nil {
+		if o, err = c.secretLoads.do(ctx, cl, c.start, func() (*openedSecret, error) { return c.loadSecret(key, cl) }); err != nil {
 			return nil, err
 		}
 	}
@@ -99,7 +92,7 @@ func (c *Cache) open(ctx context.Context, cl *client) (*openedSecret, error) {
 
 // loadSecret opens a client's secret for all who wait for it. That it cannot be
 // opened now is not remembered.
-func (c *Cache) loadSecret(cl *client) (*openedSecret, error) {
+func (c *Cache) loadSecret(key clientKey, cl *client) (*openedSecret, error) {
 	// Another load may have ended between the caller's look and this one.
 	if o := cl.secret.opened.Load(); o != nil {
 		return o, nil
@@ -107,15 +100,14 @@ func (c *Cache) loadSecret(cl *client) (*openedSecret, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.FetchTimeout)
 	defer cancel()
 	o := &openedSecret{}
-	o.picks, o.signing, o.err = c.use(ctx, cl.secret.sealed.Load(), cl.settings, cl.rules)
+	sealed := cl.secret.sealed.Load()
+	o.picks, o.signing, o.err = c.use(ctx, sealed, sealed.Settings, cl.demand.rules)
 	if o.err != nil && !errors.Is(o.err, registry.ErrTampered) && !errors.Is(o.err, ErrUnusable) {
 		return nil, o.err
 	}
-	if cl.rules.logout {
-		o.signing = nil // the client's other entry has it
-	}
 	cl.secret.opened.Store(o)
 	cl.secret.sealed.Store(nil)
+	c.reweigh(key, cl)
 	return o, nil
 }
 
@@ -157,14 +149,18 @@ func (c *Cache) use(ctx context.Context, reg *registry.Registration, settings []
 // no setting signs with the secret, ErrExpired (as a *SecretExpiredError),
 // ErrUnusable, registry.ErrUnavailable, or the context's.
 func (c *Cache) SigningSecret(ctx context.Context, issuer, clientID string) ([]byte, error) {
-	cl, err := c.client(ctx, entryKey{clientKey: clientKey{issuer, clientID}})
+	if _, err := c.behind(); err != nil {
+		return nil, err
+	}
+	key := clientKey{issuer, clientID}
+	cl, err := c.client(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	if cl.secret == nil || !cl.secret.signs {
 		return nil, errNoSigningSecret
 	}
-	o, err := c.open(ctx, cl)
+	o, err := c.open(ctx, key, cl)
 	if err != nil {
 		return nil, err
 	}

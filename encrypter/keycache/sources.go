@@ -16,19 +16,24 @@ import (
 // The lock is for the cold paths. A client keeps a pointer to its source and
 // looks here only when it has none or the source is gone.
 type sources struct {
-	max  int
+	most    int64     // bytes, about
+	nothing *setState // of sources that are gone
+
 	wake chan struct{} // holds a token when the head of the queue may have changed
+	look chan struct{} // holds a token when looks may not be empty
 
 	mu    sync.Mutex
 	byURI map[string]*source // guarded by mu
 	queue dueQueue           // guarded by mu
+	looks []*source          // those to look at in the store, none of which is under way; guarded by mu
+	bytes int64              // the weight of all; guarded by mu
 }
 
 // notQueued is the place of a source that is not in the queue.
 const notQueued = -1
 
-func newSources(most int) *sources {
-	return &sources{max: most, wake: make(chan struct{}, 1), byURI: make(map[string]*source)}
+func newSources(most int64) *sources {
+	return &sources{most: most, nothing: &setState{}, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), byURI: make(map[string]*source)}
 }
 
 // get returns the source of a URL, nil if there is none.
@@ -41,16 +46,40 @@ func (t *sources) get(uri string) *source {
 // add takes src in, to be fetched at due, and returns the source of its URL:
 // src, or the one that was there.
 func (t *sources) add(src *source, due time.Time) *source {
+	size := src.size()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if there := t.byURI[src.uri]; there != nil {
 		return there
 	}
-	for len(t.byURI) >= t.max && t.evict() {
+	for t.bytes+size > t.most && t.evict() {
 	}
+	src.weight = size
+	t.bytes += size
 	t.byURI[src.uri] = src
 	t.enqueue(src, due)
 	return src
+}
+
+// reweigh weighs src anew, and makes room for it if it has grown.
+func (t *sources) reweigh(src *source) {
+	size := src.size()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if src.gone.Load() || t.byURI[src.uri] != src {
+		return
+	}
+	t.bytes += size - src.weight
+	src.weight = size
+	for t.bytes > t.most && len(t.byURI) > 1 && t.evict() {
+	}
+}
+
+// total is how many bytes all sources take, about.
+func (t *sources) total() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.bytes
 }
 
 // put queues src for due.
@@ -87,19 +116,121 @@ func (t *sources) begin(src *source, needed func() bool, start func() *flight) *
 	return src.flight
 }
 
-// end queues src after its flight.
-func (t *sources) end(src *source, due time.Time) {
+// end queues src after its flight, or forgets it.
+func (t *sources) end(src *source, due time.Time, forget bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	src.flight = nil
+	if forget {
+		t.forget(src)
+		return
+	}
 	t.enqueue(src, due)
+	if src.look {
+		t.wantLook(src)
+	}
+}
+
+// lookAt has the store looked at for news of src.
+func (t *sources) lookAt(src *source) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lookLocked(src)
+}
+
+// lookAtURI is lookAt for the source of a URL, if there is one.
+func (t *sources) lookAtURI(uri string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if src := t.byURI[uri]; src != nil {
+		t.lookLocked(src)
+	}
+}
+
+// distrustAll is lookAt for all sources: the store may not have what they have.
+func (t *sources) distrustAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, src := range t.byURI {
+		src.distrust()
+		t.lookLocked(src)
+	}
+}
+
+// limit notes when a refresh was last forced, anywhere.
+func (t *sources) limit(src *source, at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	src.forced = nanos(at)
+}
+
+// lookLocked is lookAt for one who holds mu. A source that is wanted already, or
+// will be at the end of its flight, stays so.
+func (t *sources) lookLocked(src *source) {
+	if src.look || src.gone.Load() {
+		return
+	}
+	src.look = true
+	if src.flight == nil {
+		t.wantLook(src)
+	}
+}
+
+// wantLook puts src among looks. The caller holds mu.
+func (t *sources) wantLook(src *source) {
+	t.looks = append(t.looks, src)
+	select {
+	case t.look <- struct{}{}:
+	default:
+	}
+}
+
+// nextLook waits for a source to look at in the store.
+func (t *sources) nextLook(ctx context.Context) (*source, error) {
+	for {
+		if src := t.takeLook(); src != nil {
+			return src, nil
+		}
+		select {
+		case <-t.look:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// takeLook returns a source to look at in the store, nil for none. What changes
+// from now on asks for another look.
+func (t *sources) takeLook() *source {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.looks) > 0 {
+		src := t.looks[0]
+		t.looks[0] = nil
+		t.looks = t.looks[1:]
+		if !src.look || src.flight != nil {
+			continue // taken already, or it comes back at the end of its flight
+		}
+		src.look = false
+		if len(t.looks) > 0 {
+			select {
+			case t.look <- struct{}{}: // for the next who waits
+			default:
+			}
+		}
+		if !src.gone.Load() {
+			return src
+		}
+	}
+	t.looks = nil
+	return nil
 }
 
 // dueAt is when src is fetched next.
 func (t *sources) dueAt(src *source) time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return src.due
+	return time.Unix(0, src.due)
 }
 
 func (t *sources) len() int {
@@ -136,7 +267,7 @@ func (t *sources) first(now time.Time) (src *source, wait time.Duration) {
 		return nil, time.Hour
 	}
 	src = t.queue[0]
-	if wait = src.due.Sub(now); wait > 0 {
+	if wait = time.Duration(src.due - now.UnixNano()); wait > 0 {
 		// A clock that is set must not be noticed too late.
 		return nil, min(wait, time.Minute)
 	}
@@ -146,7 +277,7 @@ func (t *sources) first(now time.Time) (src *source, wait time.Duration) {
 
 // enqueue puts src in the queue, or moves it in there. The caller holds mu.
 func (t *sources) enqueue(src *source, due time.Time) {
-	src.due = due
+	src.due = nanos(due)
 	if src.place == notQueued {
 		heap.Push(&t.queue, src)
 	} else {
@@ -160,6 +291,14 @@ func (t *sources) enqueue(src *source, due time.Time) {
 	}
 }
 
+// nanos is a time in Unix nanoseconds, 0 for none.
+func nanos(t time.Time) int64 {
+	if t.Unix() < 0 {
+		return 0
+	}
+	return t.UnixNano()
+}
+
 // dequeue takes src out of the queue, if it is there. The caller holds mu.
 func (t *sources) dequeue(src *source) {
 	if src.place != notQueued {
@@ -167,11 +306,15 @@ func (t *sources) dequeue(src *source) {
 	}
 }
 
-// forget makes src gone. The caller holds mu.
+// forget makes src gone, and lets go of what it has. The caller holds mu.
 func (t *sources) forget(src *source) {
 	t.dequeue(src)
 	delete(t.byURI, src.uri)
+	t.bytes -= src.weight
 	src.gone.Store(true)
+	// A client may keep src for long, and must not keep what it has.
+	src.state.Store(t.nothing)
+	src.text.Store(nil)
 }
 
 // sampled is how many sources are compared to find one to evict.
@@ -199,7 +342,7 @@ func (t *sources) evict() bool {
 type dueQueue []*source
 
 func (q dueQueue) Len() int           { return len(q) }
-func (q dueQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q dueQueue) Less(i, j int) bool { return q[i].due < q[j].due }
 func (q dueQueue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
 	q[i].place, q[j].place = i, j

@@ -5,22 +5,20 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
-
-	"github.com/bulla-project/bulla/encrypter/registry"
 )
 
 // TestSourcesStayInOrder does random things to the sources and looks each time
 // whether what their comments promise holds.
 func TestSourcesStayInOrder(t *testing.T) {
 	const most = 16
-	s := newSources(most)
+	s := newSources(most * newSource("12", &setState{}, nil, time.Now()).size())
 	now := time.Now()
 	var known []*source
 	for step := range 20_000 {
 		switch op := rand.N(6); {
 		case op == 0 || len(known) == 0:
 			uri := fmt.Sprint(rand.N(40))
-			src := newSource(&setState{KeySet: registry.KeySet{URI: uri}}, now.Add(time.Duration(step)*time.Hour))
+			src := newSource(uri, &setState{}, nil, now.Add(time.Duration(step)*time.Hour))
 			there := s.get(uri)
 			got := s.add(src, now.Add(rand.N(time.Hour)))
 			if there != nil && got != there || there == nil && got != src {
@@ -40,12 +38,12 @@ func TestSourcesStayInOrder(t *testing.T) {
 			}
 		case op == 4:
 			if src := known[rand.N(len(known))]; src.flight != nil {
-				s.end(src, now.Add(rand.N(time.Hour)))
+				s.end(src, now.Add(rand.N(time.Hour)), rand.N(8) == 0)
 			}
 		default:
 			if src, _ := s.first(now.Add(30 * time.Minute)); src != nil {
 				for _, other := range s.queue {
-					if other.due.Before(src.due) {
+					if other.due < src.due {
 						t.Fatal("next is not the first that is due")
 					}
 				}
@@ -75,6 +73,13 @@ func TestSourcesStayInOrder(t *testing.T) {
 		if s.len() > max(most, flights+1) {
 			t.Fatalf("step %d: %d in memory, want at most %d", step, s.len(), most)
 		}
+		bytes := int64(0)
+		for _, src := range s.byURI {
+			bytes += src.weight
+		}
+		if s.bytes != bytes {
+			t.Fatalf("step %d: %d bytes on record, want %d", step, s.bytes, bytes)
+		}
 		if len(known) > 100 {
 			known = known[50:]
 			for _, src := range s.byURI { // those under way must come to an end
@@ -88,9 +93,9 @@ func TestQueueWakesForAnEarlierSource(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		// Run waits for one that is due in an hour when one comes that is due
 		// in a second.
-		s := newSources(10)
+		s := newSources(1 << 20)
 		now := time.Now()
-		s.add(newSource(&setState{KeySet: registry.KeySet{URI: "late"}}, now), now.Add(time.Hour))
+		s.add(newSource("late", &setState{}, nil, now), now.Add(time.Hour))
 		got := make(chan string)
 		go func() {
 			src, err := s.next(t.Context())
@@ -100,7 +105,7 @@ func TestQueueWakesForAnEarlierSource(t *testing.T) {
 			got <- src.uri
 		}()
 		w.sleep(10 * time.Second)
-		s.add(newSource(&setState{KeySet: registry.KeySet{URI: "early"}}, now), now.Add(11*time.Second))
+		s.add(newSource("early", &setState{}, nil, now), now.Add(11*time.Second))
 		if uri := <-got; uri != "early" || time.Since(now) != 11*time.Second {
 			t.Errorf("got %s after %v, want early after 11 s", uri, time.Since(now))
 		}

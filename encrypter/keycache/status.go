@@ -91,35 +91,38 @@ func (c *Cache) Status(ctx context.Context, reg *registry.Registration) (*Status
 	if reg.Tampered {
 		return &Status{State: NoUsableKey, Reason: tamperedReason}, nil
 	}
-	before := c.remembered(reg)
+	look := c.search(reg)
 	if reg.Source.JWKSURI == "" {
-		return c.statusOf(ctx, reg, before, staticStatus(reg), nil)
+		return look.status(ctx, staticStatus(reg), nil, nil)
 	}
-	state, err := c.peek(ctx, reg.Source.JWKSURI, func(document []byte) (*keySet, error) {
-		if before.of(c.hash(document)) {
-			return &keySet{document: document, limits: &c.cfg.Limits}, nil
+	state, t, err := c.peek(ctx, reg.Source.JWKSURI, func(hash uint64) *keySet {
+		if look.after.of(hash) {
+			return &keySet{hash: hash}
 		}
-		return c.newKeySet(document)
+		return nil
 	})
+	if err == nil && !look.knows(state.set) {
+		state, t, err = c.document(ctx, reg.Source.JWKSURI, state, t)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return c.statusOf(ctx, reg, before, c.fetchedStatus(reg, state), state.set)
+	return look.status(ctx, c.fetchedStatus(reg, state), state.set, t)
 }
 
 const tamperedReason = "what is stored of this client fails its authentication: somebody changed the store; whoever may replace the client can register or delete it"
 
-// statusOf completes s, which describes the public keys of a registered client:
-// set, if they come from a URL. before is what is remembered of the client.
-func (c *Cache) statusOf(ctx context.Context, reg *registry.Registration, before *facts, s *Status, set *keySet) (*Status, error) {
+// status completes status, which describes the public keys of a registered
+// client: set, if they come from a URL. t is its document, if that is at hand.
+func (s *search) status(ctx context.Context, status *Status, set *keySet, t *text) (*Status, error) {
 	now := time.Now()
-	f, err := c.find(ctx, reg, before, set, now)
+	f, err := s.find(ctx, set, t, now)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	s.tell(reg, f, now)
-	s.secret(reg, err, now)
-	return s, nil
+	status.tell(s.reg, f, now)
+	status.secret(s.reg, err, now)
+	return status, nil
 }
 
 // derived returns what a registration's settings take from the client's secret,
@@ -152,21 +155,21 @@ func staticStatus(reg *registry.Registration) *Status {
 func (c *Cache) fetchedStatus(reg *registry.Registration, state *setState) *Status {
 	now := time.Now()
 	s := &Status{State: Ready, Since: state.FetchedAt, FetchedAt: state.FetchedAt}
-	incident := "the jwks_uri gave no usable key set (incident " + state.Failure + ")"
-	if state.Failures > 0 {
-		s.NextRefreshAt = state.NextAttempt
+	incident := "the jwks_uri gave no usable key set (incident " + state.incidentID() + ")"
+	if state.failures() > 0 {
+		s.NextRefreshAt = state.nextAttempt()
 	}
 	if state.set == nil {
-		s.State, s.Since, s.Reason = Failing, state.FailingSince, incident
-		if state.Failures == 0 {
+		s.State, s.Since, s.Reason = Failing, state.failingSince(), incident
+		if state.failures() == 0 {
 			s.Since, s.Reason = reg.UpdatedAt, "the jwks_uri has not been fetched yet"
 		}
 		return s
 	}
 	s.ExpiresAt = state.usableUntil(c.cfg.Policy)
-	if state.Failures == 0 {
+	if state.failures() == 0 {
 		s.NextRefreshAt = firstRefreshAt(state.FetchedAt, state.FreshUntil)
-		if src := c.sources.get(state.URI); src != nil {
+		if src := c.sources.get(reg.Source.JWKSURI); src != nil {
 			s.NextRefreshAt = c.sources.dueAt(src)
 		}
 	}
@@ -175,10 +178,10 @@ func (c *Cache) fetchedStatus(reg *registry.Registration, state *setState) *Stat
 		s.State, s.Since, s.Reason = Expired, s.ExpiresAt, incident
 	case now.After(state.FreshUntil):
 		s.State, s.Since, s.Reason = Stale, state.FreshUntil, incident
-	case state.Failures > 0:
-		s.State, s.Since, s.Reason = Failing, state.FailingSince, incident
+	case state.failures() > 0:
+		s.State, s.Since, s.Reason = Failing, state.failingSince(), incident
 	}
-	if s.State != Ready && state.Failures == 0 {
+	if s.State != Ready && state.failures() == 0 {
 		s.Reason = "the keys have not been refreshed since they were last used"
 	}
 	return s
@@ -329,16 +332,24 @@ func (s *Status) warn(setting registry.Setting, text string) {
 }
 
 // Refresh fetches a client's key set now, whatever its age: the fetch begins
-// after the call. Errors: ErrNotRefreshable, ErrLimited (as a *LimitError),
+// after the call. In a fleet, what it returns is stored and on its way to all
+// replicas; if it could not be, it is in use on this one, and the error is
+// registry.ErrUnavailable. Errors: ErrNotRefreshable, ErrLimited (as a *LimitError),
 // ErrUnavailable or ErrExpired (as a *FetchError), registry.ErrUnavailable, or
 // the context's.
 func (c *Cache) Refresh(ctx context.Context, reg *registry.Registration) (*Status, error) {
 	if reg.Source.JWKSURI == "" {
 		return nil, ErrNotRefreshable
 	}
-	state, err := c.fetched(ctx, reg.Source.JWKSURI, true)
+	f, err := c.fetched(ctx, reg.Source.JWKSURI, forced)
 	if err != nil {
 		return nil, err
 	}
-	return c.statusOf(ctx, reg, c.remembered(reg), c.fetchedStatus(reg, state), state.set)
+	look, state, t := c.search(reg), f.state, f.text
+	if !look.knows(state.set) {
+		if state, t, err = c.document(ctx, reg.Source.JWKSURI, state, t); err != nil {
+			return nil, err
+		}
+	}
+	return look.status(ctx, c.fetchedStatus(reg, state), state.set, t)
 }

@@ -189,6 +189,10 @@ type KeySet struct {
 	Failure string `json:"failure,omitempty"`
 	// NextAttempt is when the URI may be fetched again.
 	NextAttempt time.Time `json:"next_attempt,omitzero"`
+
+	// ForcedAt is when somebody last asked for a refresh out of turn and the
+	// URI was fetched for that.
+	ForcedAt time.Time `json:"forced_at,omitzero"`
 }
 
 // Store keeps registrations and key sets. What a write has acknowledged

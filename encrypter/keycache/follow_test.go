@@ -1,0 +1,296 @@
+package keycache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/bulla-project/bulla/encrypter/registry"
+)
+
+func TestReplicaThatHearsNothingRefusesBeyondTheBound(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("k1"), time.Hour))
+		f.register(withURI("fetched", uri))
+		f.register(withSet("static", set("k1")))
+		r := f.replicas[0]
+		look := func(stale bool, want error) {
+			t.Helper()
+			for _, id := range []string{"fetched", "static"} {
+				for _, kind := range []registry.TokenKind{idToken, "INTROSPECTION", registry.LogoutToken} {
+					got, err := r.Recipient(t.Context(), issuer, id, kind)
+					if !errors.Is(err, want) || err == nil && got.RegistryStale != stale {
+						t.Errorf("%s %s: got stale %v, %v; want %v, %v", id, kind, got.RegistryStale, err, stale, want)
+					}
+					if _, err := r.Setting(t.Context(), issuer, id, kind); !errors.Is(err, want) {
+						t.Errorf("%s %s: got %v for the setting, want %v", id, kind, err, want)
+					}
+				}
+			}
+			if got := r.RegistryStale(); got != stale {
+				t.Errorf("got stale %v, want %v", got, stale)
+			}
+			if _, err := r.SigningSecret(t.Context(), issuer, "static"); want != nil && !errors.Is(err, want) {
+				t.Errorf("got %v for the secret, want %v", err, want)
+			}
+		}
+		look(false, nil)
+		f.sleep(time.Hour)
+		look(false, nil)
+
+		r.feed.stop(time.Now())
+		f.sleep(behindAfter)
+		look(false, nil)
+		f.sleep(time.Millisecond)
+		look(true, nil)
+		f.sleep(5*time.Minute - behindAfter - time.Millisecond)
+		look(true, nil)
+		f.sleep(time.Millisecond)
+		look(true, registry.ErrUnavailable)
+		if _, err := r.Recipient(t.Context(), issuer, "unknown", idToken); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("got %v for an unknown client, want registry.ErrUnavailable", err)
+		}
+		r.feed.resume()
+		look(false, nil)
+	}, func(c *Config) { c.MaxLag = 5 * time.Minute })
+}
+
+// TestReplicaThatHasNeverHeardAnything counts from when it was made: nothing in
+// its memory is older.
+func TestReplicaThatHasNeverHeardAnything(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.register(withSet("app", set("k1")))
+		for _, at := range []time.Time{{}, time.Now().Add(-time.Hour)} {
+			r := f.join()
+			r.feed.stop(at)
+			if r.use("app").RegistryStale {
+				t.Error("stale, though it was read just now")
+			}
+			f.sleep(15 * time.Minute)
+			if !r.warm("app").RegistryStale {
+				t.Error("not flagged as stale after 15 minutes without news")
+			}
+			f.sleep(time.Millisecond)
+			if _, err := r.Recipient(t.Context(), issuer, "app", idToken); !errors.Is(err, registry.ErrUnavailable) {
+				t.Errorf("got %v, want registry.ErrUnavailable", err)
+			}
+		}
+	})
+}
+
+func TestChangeElsewhereReachesEveryTokenKind(t *testing.T) {
+	inFleet(t, 2, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("fetched"), time.Hour))
+		look := func(want string) {
+			t.Helper()
+			for _, r := range f.replicas {
+				for _, kind := range []registry.TokenKind{idToken, userinfo, registry.LogoutToken} {
+					got, err := r.Recipient(t.Context(), issuer, "app", kind)
+					if want == "" && !errors.Is(err, registry.ErrNotFound) || want != "" && (err != nil || kid(got) != want) {
+						t.Errorf("%s: got key %q, %v; want %q", kind, kid(got), err, want)
+					}
+				}
+			}
+		}
+		look("")
+		for _, step := range []struct {
+			reg  registry.Registration
+			want string
+		}{
+			{withSet("app", set("a")), "a"}, {withURI("app", uri), "fetched"}, {tombstone("app"), ""}, {withSet("app", set("b")), "b"},
+		} {
+			f.register(step.reg)
+			look(step.want)
+		}
+	})
+}
+
+func TestStormOfNewsIsCoalesced(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("k1"), time.Hour))
+		f.register(withURI("app", uri))
+		r := f.replicas[0]
+		r.use("app")
+		f.store.edit(func(s *memStore) { s.onKeySet = func() { time.Sleep(time.Second) } })
+		_, before, _ := f.store.counts()
+		for range 10_000 {
+			r.KeySetChanged(uri)
+			r.KeySetChanged("https://nobody.example/asks/for/this")
+		}
+		f.sleep(time.Minute)
+		if _, after, _ := f.store.counts(); after-before > 2 {
+			t.Errorf("%d reads for one storm, want 1 or 2", after-before)
+		}
+		// One that comes in the middle of a look is not lost.
+		f.store.edit(func(s *memStore) { s.onKeySet = nil })
+		swap := func(key string) {
+			now := time.Now()
+			f.store.edit(func(s *memStore) {
+				s.sets[uri] = registry.KeySet{URI: uri, Document: set(key), FetchedAt: now, FreshUntil: now.Add(time.Hour)}
+			})
+		}
+		swap("k2")
+		reading := make(chan struct{})
+		var once bool
+		f.store.edit(func(s *memStore) {
+			s.onKeySet = func() {
+				if !once {
+					once = true
+					close(reading)
+				}
+			}
+		})
+		r.KeySetChanged(uri)
+		<-reading
+		swap("k3")
+		r.KeySetChanged(uri)
+		f.sleep(time.Second)
+		if got := r.warm("app"); kid(got) != "k3" {
+			t.Errorf("got key %s, want k3", kid(got))
+		}
+	})
+}
+
+func TestManyLooksAreAFewAtATime(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		r := f.replicas[0]
+		f.hosts.serve("", fresh(set("k"), 12*time.Hour))
+		const many = 200
+		for i := range many {
+			f.register(withURI(fmt.Sprint("app-", i), fmt.Sprint(uri, i)))
+			r.use(fmt.Sprint("app-", i))
+		}
+		var now, most int
+		f.store.edit(func(s *memStore) {
+			s.onKeySet = func() {
+				f.store.edit(func(*memStore) { now++; most = max(most, now) })
+				time.Sleep(time.Second)
+				f.store.edit(func(*memStore) { now-- })
+			}
+		})
+		_, before, _ := f.store.counts()
+		r.Reset()
+		f.sleep(5 * time.Minute)
+		if _, after, _ := f.store.counts(); after-before != many || most != lookers {
+			t.Errorf("%d sets looked at, %d at once; want %d and %d", after-before, most, many, lookers)
+		}
+		// While the store is gone it is left in peace, and nothing is forgotten.
+		f.store.edit(func(s *memStore) { s.onKeySet = nil })
+		f.store.fail(registry.ErrUnavailable)
+		_, before, _ = f.store.counts()
+		r.Reset()
+		f.sleep(time.Minute)
+		if _, after, _ := f.store.counts(); after-before > 60*lookers {
+			t.Errorf("%d attempts in a minute while the store is gone", after-before)
+		}
+		f.store.fail(nil)
+		now2 := time.Now()
+		f.store.edit(func(s *memStore) {
+			for u := range s.sets {
+				s.sets[u] = registry.KeySet{URI: u, Document: set("new"), FetchedAt: now2, FreshUntil: now2.Add(time.Hour)}
+			}
+		})
+		f.sleep(time.Minute)
+		for i := range many {
+			if got := r.use(fmt.Sprint("app-", i)); kid(got) != "new" {
+				t.Fatalf("app-%d: got key %s, want new", i, kid(got))
+			}
+		}
+	})
+}
+
+func TestSetWrittenWhileItIsLoadedIsLookedAtAgain(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("old"), time.Hour))
+		f.register(withURI("app", uri))
+		f.replicas[0].use("app")
+		late := f.join()
+		// What the load reads is replaced, and told of, before the load ends.
+		slow := &slowReads{sharedStore: f.store, then: func() {
+			now := time.Now()
+			f.store.edit(func(s *memStore) {
+				s.sets[uri] = registry.KeySet{URI: uri, Document: set("new"), FetchedAt: now, FreshUntil: now.Add(time.Hour)}
+			})
+			late.KeySetChanged(uri)
+		}}
+		late.cfg.Store = slow
+		if got := late.use("app"); kid(got) != "old" {
+			t.Fatalf("got key %s, want old: the test is not what it says", kid(got))
+		}
+		f.sleep(time.Second)
+		if got := late.warm("app"); kid(got) != "new" {
+			t.Errorf("got key %s, want new", kid(got))
+		}
+	})
+}
+
+// slowReads does something between a read of a key set and its answer, once.
+type slowReads struct {
+	*sharedStore
+	then func()
+}
+
+func (s *slowReads) KeySet(ctx context.Context, uri string) (*registry.KeySet, error) {
+	ks, err := s.sharedStore.KeySet(ctx, uri)
+	if then := s.then; then != nil {
+		s.then = nil
+		then()
+	}
+	return ks, err
+}
+
+func TestResetForgetsWhatTheStoreMayNotHave(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("k1"), time.Hour))
+		f.register(withURI("app", uri))
+		f.register(withSet("static", set("a")))
+		r := f.replicas[0]
+		r.use("app")
+		r.use("static")
+		if _, err := r.Recipient(t.Context(), issuer, "unknown", idToken); !errors.Is(err, registry.ErrNotFound) {
+			t.Fatal(err)
+		}
+		// The store is put back: one client is another, one is there that was not,
+		// and the set is an older one.
+		was, _ := f.store.stored(uri)
+		was.Document, was.FetchedAt = set("ancient"), was.FetchedAt.Add(-time.Hour)
+		f.store.edit(func(s *memStore) {
+			for id, key := range map[string]string{"static": "b", "unknown": "c"} {
+				reg := withSet(id, set(key))
+				reg.Revision = 1
+				s.clients[clientKey{issuer, id}] = &reg
+			}
+			s.sets[uri] = was
+		})
+		loading := make(chan struct{})
+		f.store.edit(func(s *memStore) { s.onGet = func(string) { time.Sleep(time.Second) } })
+		go func() { // a look-up from before leaves nothing behind
+			defer close(loading)
+			_, _ = r.Recipient(t.Context(), issuer, "other", idToken)
+		}()
+		synctest.Wait()
+		f.store.edit(func(s *memStore) {
+			s.onGet = nil
+			reg := withSet("other", set("d"))
+			reg.Revision = 1
+			s.clients[clientKey{issuer, "other"}] = &reg
+		})
+		r.Reset()
+		<-loading
+		f.sleep(time.Second)
+		for id, want := range map[string]string{"static": "b", "unknown": "c", "other": "d", "app": "k1"} {
+			if got := r.use(id); kid(got) != want {
+				t.Errorf("%s: got key %s, want %s", id, kid(got), want)
+			}
+		}
+		// In time the store has the newer set again.
+		f.hosts.serve(uri, notModified(set("k2"), time.Hour))
+		f.sleep(time.Hour)
+		if got := r.use("app"); kid(got) != "k2" {
+			t.Errorf("got key %s, want k2", kid(got))
+		}
+	})
+}
