@@ -55,20 +55,42 @@ func JWKSHandler(issuers *issuer.Directory, keys PublicKeys, maxAge func(issuer 
 	return mux
 }
 
+// Ops is what is told to those who run the service.
+type Ops struct {
+	// Ready returns why no tokens are issued, nil if some are: Server.Ready.
+	Ready func() error
+	// Degraded returns what does not work as it should while tokens are issued
+	// all the same, nil if all does. Default: all does.
+	Degraded func() error
+	// Metrics serves the metrics.
+	Metrics http.Handler
+}
+
 // OpsHandler serves /livez, /readyz and /metrics to those who run the service.
-func OpsHandler(ready func() error, metrics http.Handler) http.Handler {
+//
+// A service that is degraded is ready. What it lacks, such as the store, the
+// other replicas lack too, so that to take all of them out of service would make
+// an outage of it.
+func OpsHandler(o Ops) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
+		if err := o.Ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
+		if o.Degraded != nil {
+			if err := o.Degraded(); err != nil {
+				w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+				_, _ = fmt.Fprintf(w, "ok, but degraded: %v\n", err)
+				return
+			}
+		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /metrics", o.Metrics)
 	return mux
 }
 

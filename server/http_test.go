@@ -92,7 +92,7 @@ func TestAKeySetThatIsNotVerifiedIsNotCached(t *testing.T) {
 
 func TestReadinessSaysWhyNot(t *testing.T) {
 	problem := errors.New("issuer main cannot sign: no token")
-	h := OpsHandler(func() error { return problem }, http.NotFoundHandler())
+	h := OpsHandler(Ops{Ready: func() error { return problem }, Metrics: http.NotFoundHandler()})
 	if res := ask(t, h, http.MethodGet, "/readyz", ""); res.Code != http.StatusServiceUnavailable || !strings.Contains(res.Body.String(), "no token") {
 		t.Errorf("got %d %q", res.Code, res.Body)
 	}
@@ -102,5 +102,24 @@ func TestReadinessSaysWhyNot(t *testing.T) {
 	problem = nil
 	if res := ask(t, h, http.MethodGet, "/readyz", ""); res.Code != http.StatusOK {
 		t.Errorf("readyz when ready: %d", res.Code)
+	}
+}
+
+// A replica without its store serves what it has in memory; so do all others, and
+// a load balancer that took them out would leave nobody.
+func TestAServiceThatIsDegradedIsReadyAndSaysSo(t *testing.T) {
+	var down, lacks error
+	h := OpsHandler(Ops{Ready: func() error { return down }, Degraded: func() error { return lacks }, Metrics: http.NotFoundHandler()})
+	if res := ask(t, h, http.MethodGet, "/readyz", ""); res.Code != http.StatusOK || res.Body.String() != "ok\n" {
+		t.Errorf("with all there is: got %d %q", res.Code, res.Body)
+	}
+	lacks = errors.New("the store does not answer: <refused>")
+	res := ask(t, h, http.MethodGet, "/readyz", "")
+	if res.Code != http.StatusOK || res.Body.String() != "ok, but degraded: the store does not answer: <refused>\n" || !strings.HasPrefix(res.Header().Get("Content-Type"), "text/plain") {
+		t.Errorf("without the store: got %d %q %v", res.Code, res.Body, res.Header())
+	}
+	down = errors.New("issuer main cannot sign: no token")
+	if res := ask(t, h, http.MethodGet, "/readyz", ""); res.Code != http.StatusServiceUnavailable || strings.Contains(res.Body.String(), "store") {
+		t.Errorf("without anybody who signs: got %d %q", res.Code, res.Body)
 	}
 }

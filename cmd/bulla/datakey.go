@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,9 +25,9 @@ func datakeyCommand() *cobra.Command {
 
 Data keys seal clients' secrets and authenticate every stored record; the
 wrapping key of the configuration, which stays in its HSM or KMS, wraps them.
-These commands work on the store itself. Stop the service first: one process at
-a time has the file. Run them as the user that the service runs as, with the
-same environment.`,
+These commands work on the store itself. With store.bolt stop the service first:
+one process at a time has the file. With store.postgres replicas may be running.
+Run them as the user that the service runs as, with the same environment.`,
 	}
 	cmd.PersistentFlags().StringVar(&file, "config", "bulla.yaml", "the configuration")
 	return group(cmd, datakeyListCommand(&file), datakeyReplaceCommand(&file))
@@ -42,8 +40,8 @@ func datakeyListCommand(file *string) *cobra.Command {
 		Short: "List the data keys, and unwrap each to see whether it can be used",
 		Args:  arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withStore(cmd, *file, func(ctx context.Context, s *stoppedStore) error {
-				records, err := s.store.DataKeys(ctx)
+			return withStore(cmd, *file, func(ctx context.Context, s *storeAlone) error {
+				records, err := s.DataKeys(ctx)
 				if err != nil {
 					return err
 				}
@@ -97,43 +95,56 @@ func printDataKeysJSON(out io.Writer, list []datakey.Info) error {
 	return e.Encode(objects)
 }
 
-// stoppedStore is the store of a stopped service, and what unwraps its data keys.
-type stoppedStore struct {
+// storeAlone is the store of a configuration without the service, and what
+// unwraps its data keys.
+type storeAlone struct {
+	*openedStore
+
 	cfg      *config.Config
-	store    *bolt.Store
 	wrapping *wrappingKeys
 }
 
 // withStore opens the store of a configuration, with the backends that its
-// wrapping keys are in, and runs f on it.
-func withStore(cmd *cobra.Command, file string, f func(context.Context, *stoppedStore) error) (err error) {
+// wrapping keys are in, and runs f on it. A file must be there already.
+func withStore(cmd *cobra.Command, file string, f func(context.Context, *storeAlone) error) error {
 	cfg, err := config.Load(file)
 	if err != nil {
 		return err
 	}
-	path := cfg.Store.Bolt.Path
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		// Open would make it.
-		return fmt.Errorf("there is no store at %s: the service makes it when it starts; is this its configuration?", path)
-	}
-	// What is wrong is told by errors; what is right, by the command itself.
-	ctx, log := cmd.Context(), slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
-	s := &stoppedStore{cfg: cfg, wrapping: newWrappingKeys(cfg)}
-	s.store, err = bolt.Open(ctx, bolt.Config{Path: path, DataKeys: dataKeysConfig(cfg, s.wrapping, log), Logger: log})
+	return withStoreOf(cmd, cfg, storeUse{existing: true}, f)
+}
+
+// withStoreOf is withStore for a configuration that was read, and other uses. It
+// fills in what protects the store.
+func withStoreOf(cmd *cobra.Command, cfg *config.Config, use storeUse, f func(context.Context, *storeAlone) error) (err error) {
+	ctx := cmd.Context()
+	s := &storeAlone{cfg: cfg, wrapping: newWrappingKeys(cfg)}
+	use.log = commandLog(cmd)
+	use.keys = dataKeysConfig(cfg, s.wrapping, use.log)
+	s.openedStore, err = openStore(ctx, cfg, use)
 	if errors.Is(err, bolt.ErrInUse) {
-		return fmt.Errorf("the service is running, or another command is: %s is in use; stop it, and run this again", path)
+		return fmt.Errorf("the service is running, or another command is: %s is in use; stop it, and run this again", cfg.Store.Bolt.Path)
 	}
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.store.Close()) }()
-	open, err := openBackends(ctx, cfg, s.wrapping.backendNames(), log)
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := s.Check(ctx); err != nil {
+		return err
+	}
+	open, err := openBackends(ctx, cfg, s.wrapping.backendNames(), use.log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, open.Close()) }()
 	s.wrapping.backends.Store(open)
 	return f(ctx, s)
+}
+
+// commandLog is the log of a command that ends: what is wrong is told by errors
+// and lines of their own; what is right, by the command itself.
+func commandLog(cmd *cobra.Command) *slog.Logger {
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
 }
 
 // withoutTime is for lines that are read when they are printed.

@@ -12,7 +12,6 @@ import (
 
 	"github.com/bulla-project/bulla/encrypter/secrets"
 	"github.com/bulla-project/bulla/kms/datakey"
-	"github.com/bulla-project/bulla/store/bolt"
 	"github.com/bulla-project/bulla/store/envelope"
 )
 
@@ -30,15 +29,17 @@ wrapping.key and the old one, as BACKEND:KEY, in wrapping.former. Run this
 command and start the service. Once it is well, take the old one out of the
 configuration and destroy it: whatever copies there are of the store as it was
 can then be read by nobody. As long as the old one is there and configured, who
-can write the file can put removed data keys and their records back from such a
-copy. So after a leak, replace the wrapping key too.
+can write the store can put removed data keys and their records back from such a
+copy. So after a leak, replace the wrapping key too. In a fleet every replica has
+to know both keys before this command is run: name the new one in the
+wrapping.former of all first, and have them restarted one by one.
 
 A record that fails its authentication was changed by somebody who can write the
-file. It is named, left as it is, and not used.`,
+store. It is named, left as it is, and not used.`,
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withStore(cmd, *file, func(ctx context.Context, s *stoppedStore) error {
-				return (&replacing{store: s.store, keys: s.store.Keys(), out: cmd.OutOrStdout()}).run(ctx)
+			return withStore(cmd, *file, func(ctx context.Context, s *storeAlone) error {
+				return (&replacing{store: s, keys: s.Keys(), out: cmd.OutOrStdout()}).run(ctx)
 			})
 		},
 	}
@@ -46,7 +47,7 @@ file. It is named, left as it is, and not used.`,
 
 // replacing is one run of "datakey replace".
 type replacing struct {
-	store   *bolt.Store
+	store   storage
 	keys    *datakey.Keys
 	out     io.Writer
 	removed int // old data keys

@@ -10,19 +10,17 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
-	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/server/audit"
-	"github.com/bulla-project/bulla/store/bolt"
 )
 
 // neighbor is the service that runs already, if one does.
 type neighbor struct {
 	address string // of its listener for operators; empty if there is none
 	trouble string // why it is not ready; empty if it is
+	lacks   string // what does not work although it is ready; empty if all does
 }
 
 func (n neighbor) running() bool { return n.address != "" }
@@ -57,6 +55,8 @@ func findService(ctx context.Context, listen string) neighbor {
 		n.trouble = err.Error()
 	case code != http.StatusOK:
 		n.trouble = strings.TrimSpace(body)
+	case body != "ok\n":
+		n.lacks = strings.TrimSpace(body)
 	}
 	return n
 }
@@ -90,6 +90,10 @@ func (d *doctor) listeners(ctx context.Context) []finding {
 		return found
 	}
 	f := finding{Check: "running", Subject: d.service.address, Outcome: good, Detail: "a service is running here, and is ready"}
+	if d.service.lacks != "" {
+		f.Outcome, f.Detail = warned, "a service is running here, and says: "+clip(d.service.lacks)
+		f.Advice = "mend what is marked FAIL; the service goes on by itself when it can"
+	}
 	if d.service.trouble != "" {
 		f.Outcome, f.Detail = warned, "a service is running here, but is not ready: "+clip(d.service.trouble)
 		f.Advice = "mend what is marked FAIL; if nothing is, see the service's log, and restart it if it refuses to send a PIN again"
@@ -118,64 +122,6 @@ func (d *doctor) listener(ctx context.Context, field, address string) finding {
 		f.Outcome, f.Detail, f.Advice = failed, err.Error(), "choose another address"
 	}
 	return f
-}
-
-// store opens the store for a moment. It makes none: a file made by the wrong
-// user would be in the service's way.
-func (d *doctor) store(ctx context.Context) []finding {
-	path := d.cfg.Store.Bolt.Path
-	f := finding{Check: "store", Subject: path, Outcome: good}
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		f.Detail = "not there yet; the service makes it when it starts"
-		return []finding{f}
-	}
-	if err == nil {
-		err = d.checkStore(ctx)
-	}
-	switch {
-	case errors.Is(err, bolt.ErrInUse):
-		return []finding{d.inUse(f)}
-	case errors.Is(err, bolt.ErrSchema):
-		f.Outcome, f.Detail, f.Advice = failed, err.Error(), "nothing was changed in the file"
-	case err != nil:
-		f.Outcome, f.Detail, f.Advice = failed, err.Error(), "restore it from a backup if it is damaged, or name another file in store.bolt.path"
-	case info.Mode().Perm()&0o077 != 0:
-		f.Outcome, f.Detail = warned, fmt.Sprintf("opens, but others can use it (mode %04o)", info.Mode().Perm())
-		f.Advice = "run chmod 600 on it"
-	default:
-		f.Detail = "opens, and has the schema of this version"
-	}
-	return []finding{f}
-}
-
-// storedDataKeys is what the section of the store read, before it answered.
-type storedDataKeys struct {
-	mu      sync.Mutex
-	read    bool // guarded by mu, like records
-	records []datakey.Record
-}
-
-// checkStore opens the store, without any wrapping key, and keeps what it says
-// of its data keys.
-func (d *doctor) checkStore(ctx context.Context) error {
-	// The service, should it start right now, waits longer than this takes.
-	const patience = 100 * time.Millisecond
-	store, err := bolt.Open(ctx, bolt.Config{
-		Path: d.cfg.Store.Bolt.Path, LockTimeout: patience, DataKeys: dataKeysConfig(d.cfg, newWrappingKeys(d.cfg), nil),
-	})
-	if err != nil {
-		return err
-	}
-	err = store.Check(ctx)
-	records, readErr := store.DataKeys(ctx)
-	if err = errors.Join(err, readErr, store.Close()); err != nil {
-		return err
-	}
-	d.stored.mu.Lock()
-	defer d.stored.mu.Unlock()
-	d.stored.read, d.stored.records = true, records
-	return nil
 }
 
 // audit opens the audit log for a moment, and writes nothing to it.

@@ -457,7 +457,7 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 			[]string{"warn store mode 0644"},
 		},
 		"store of a process that is no service": {
-			func(t *testing.T, s *site) { makeStore(t, s); openStore(t, s) },
+			func(t *testing.T, s *site) { makeStore(t, s); openFile(t, s) },
 			[]string{"warn store in use by another process"},
 		},
 		"audit log of a process that is no service": {
@@ -581,12 +581,12 @@ func chmod(t *testing.T, path string, mode os.FileMode) {
 
 func makeStore(t *testing.T, s *site) {
 	t.Helper()
-	if err := openStore(t, s).Close(); err != nil {
+	if err := openFile(t, s).Close(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func openStore(t *testing.T, s *site) *bolt.Store {
+func openFile(t *testing.T, s *site) *bolt.Store {
 	t.Helper()
 	store, err := bolt.Open(t.Context(), bolt.Config{Path: s.path("bulla.db"), DataKeys: datakeytest.Config(datakeytest.NewWrapper())})
 	if err != nil {

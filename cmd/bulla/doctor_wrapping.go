@@ -168,7 +168,7 @@ func (d *doctor) dataKeys(ctx context.Context) []finding {
 	if !read {
 		return nil
 	}
-	f := finding{Check: "datakeys", Subject: d.cfg.Store.Bolt.Path, Outcome: good}
+	f := finding{Check: "datakeys", Subject: storeName(d.cfg), Outcome: good}
 	if len(records) == 0 {
 		f.Detail = "none yet; the service makes the first when it writes"
 		return []finding{f}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -91,8 +90,7 @@ func (k *keyToCreate) create(cmd *cobra.Command) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), k.timeout)
 	defer cancel()
-	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
-	open, err := openBackends(ctx, cfg, map[string]bool{k.backend: true}, log)
+	open, err := openBackends(ctx, cfg, map[string]bool{k.backend: true}, commandLog(cmd))
 	if err != nil {
 		return err
 	}

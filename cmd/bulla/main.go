@@ -48,6 +48,8 @@ func rootCommand() *cobra.Command {
 		clientCommand(),
 		keyCommand(),
 		datakeyCommand(),
+		registryCommand(),
+		migrateCommand(),
 		tokenCommand(),
 		workerCommandLine(),
 	)

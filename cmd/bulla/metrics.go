@@ -8,11 +8,10 @@ import (
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/server/telemetry"
 	"github.com/bulla-project/bulla/signer/keyring"
-	"github.com/bulla-project/bulla/store/bolt"
 )
 
 // registerStats adds what the parts count of themselves to the metrics.
-func registerStats(m *telemetry.Metrics, b *backends, store *bolt.Store, cache *keycache.Cache, log *audit.Log, issuers *issuer.Directory, keys *keyring.Keyring) error {
+func registerStats(m *telemetry.Metrics, b *backends, store *openedStore, looking *storeWatch, cache *keycache.Cache, log *audit.Log, issuers *issuer.Directory, keys *keyring.Keyring) error {
 	var all error
 	gauge := func(name, help string, labels map[string]string, value func() float64) {
 		all = errors.Join(all, m.Gauge(name, help, labels, value))
@@ -57,6 +56,20 @@ func registerStats(m *telemetry.Metrics, b *backends, store *bolt.Store, cache *
 	}
 	gauge("bulla_clients_in_memory", "Clients kept ready.", nil, func() float64 { return float64(cache.Stats().Clients) })
 	gauge("bulla_key_sets_in_memory", "Fetched key sets kept ready.", nil, func() float64 { return float64(cache.Stats().KeySets) })
+	for state, name := range map[keycache.State]string{
+		keycache.Ready: "READY", keycache.Stale: "STALE", keycache.Expired: "EXPIRED", keycache.Failing: "FAILING", keycache.NoUsableKey: "NO_USABLE_KEY",
+	} {
+		gauge("bulla_client_keys", "Clients in memory by the state of their keys.", map[string]string{"state": name}, func() float64 { return float64(cache.States()[state]) })
+	}
+	gauge("bulla_store_up", "1 while the store answers.", nil, func() float64 { return boolean(looking.up()) })
+	gauge("bulla_store_lag_seconds", "For how long changes of other replicas may have been missed; 0 where there are no others.", nil, func() float64 { return looking.lag().Seconds() })
+	if stats := store.database; stats != nil {
+		in := func(state string) map[string]string { return map[string]string{"state": state} }
+		gauge("bulla_store_connections", "Connections of the pool to the database.", in("in_use"), func() float64 { return float64(stats().InUse) })
+		gauge("bulla_store_connections", "Connections of the pool to the database.", in("idle"), func() float64 { return float64(stats().Idle) })
+		gauge("bulla_store_connections_limit", "Connections that the pool may have.", nil, func() float64 { return float64(stats().Max) })
+		gauge("bulla_store_listening", "1 while changes of other replicas are heard of by notices, and not only by asking.", nil, func() float64 { return boolean(stats().Listening) })
+	}
 	counter("bulla_store_tampered_rows_total", "Stored records that failed their authentication: somebody changed the store.", nil, func() float64 { return float64(store.Tampered()) })
 	counter("bulla_audit_records_total", "Audit lines written.", nil, func() float64 { return float64(log.Stats().Records) })
 	counter("bulla_audit_failures_total", "Audit lines that could not be written.", nil, func() float64 { return float64(log.Stats().Failures) })

@@ -21,6 +21,7 @@ import (
 
 	"github.com/bulla-project/bulla/encrypter/fetch"
 	"github.com/bulla-project/bulla/encrypter/keycache"
+	clientregistry "github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/encrypter/secrets"
 	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/server"
@@ -29,7 +30,6 @@ import (
 	"github.com/bulla-project/bulla/server/seal"
 	"github.com/bulla-project/bulla/server/telemetry"
 	"github.com/bulla-project/bulla/signer/keyring"
-	"github.com/bulla-project/bulla/store/bolt"
 )
 
 func serveCommand() *cobra.Command {
@@ -107,7 +107,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	defer hangup.stop()
 
 	wrapping := newWrappingKeys(cfg)
-	store, err := bolt.Open(ctx, bolt.Config{Path: cfg.Store.Bolt.Path, DataKeys: dataKeysConfig(cfg, wrapping, log), Logger: log})
+	store, err := openStore(ctx, cfg, storeUse{keys: dataKeysConfig(cfg, wrapping, log), log: log, migrate: true})
 	if err != nil {
 		return err
 	}
@@ -177,8 +177,9 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	}
 	web := server.NewWeb(server.JWKSHandler(issuers, keys, jwksMaxAge(cfg)), webTLS, log)
 	metricsHandler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
-	ops := server.NewWeb(server.OpsHandler(api.Ready, metricsHandler), nil, log)
-	if err := registerStats(metrics, backends, store, cache, auditLog, issuers, keys); err != nil {
+	looking := newStoreWatch(store, log)
+	ops := server.NewWeb(server.OpsHandler(server.Ops{Ready: api.Ready, Degraded: looking.degraded, Metrics: metricsHandler}), nil, log)
+	if err := registerStats(metrics, backends, store, looking, cache, auditLog, issuers, keys); err != nil {
 		return err
 	}
 
@@ -187,7 +188,10 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, failed := errgroup.WithContext(background)
-	for _, part := range []func(context.Context) error{keys.Run, cache.Run, api.Run, hangup.run} {
+	follow := func(ctx context.Context) error {
+		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache}, keys: keys})
+	}
+	for _, part := range []func(context.Context) error{follow, looking.run, keys.Run, cache.Run, api.Run, hangup.run} {
 		group.Go(func() error { return part(background) })
 	}
 	group.Go(func() error {

@@ -13,7 +13,6 @@ import (
 	"github.com/bulla-project/bulla/encrypter/fetch"
 	"github.com/bulla-project/bulla/encrypter/jwks"
 	"github.com/bulla-project/bulla/encrypter/keycache"
-	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/awskms"
 	"github.com/bulla-project/bulla/kms/local"
@@ -89,9 +88,9 @@ func (b *backends) open(ctx context.Context, name string, c config.Backend, refu
 }
 
 // refusalFile is where all commands that log in to a token keep which PINs were
-// refused: beside the store.
+// refused.
 func refusalFile(cfg *config.Config) string {
-	return filepath.Join(filepath.Dir(cfg.Store.Bolt.Path), "pkcs11-refused.json")
+	return filepath.Join(cfg.StateDir, "pkcs11-refused.json")
 }
 
 func pkcs11Config(c *config.PKCS11, refusals string, modules *pkcs11.Modules, log *slog.Logger) pkcs11.Config {
@@ -149,7 +148,7 @@ func newPolicy(cfg *config.Config) (*authz.Policy, error) {
 func keyringConfig(cfg *config.Config, store keyring.Store, backends map[string]kms.Backend, auditLog *audit.Log, log *slog.Logger) keyring.Config {
 	c := keyring.Config{
 		Store: store, Backends: backends, MaxLag: cfg.Store.MaxLag, Logger: log,
-		Alone:   true, // a bolt file is one process's
+		Alone:   cfg.Store.Postgres == nil, // a bolt file is one process's
 		Changed: func(ctx context.Context, change keyring.Change) { recordChange(ctx, auditLog, change, log) },
 	}
 	for _, i := range cfg.Issuers {
@@ -229,9 +228,10 @@ func ofIssuer[T any](cfg *config.Config, value func(config.Issuer) T) func(name 
 	return func(name string) T { return values[name] }
 }
 
-func keycacheConfig(cfg *config.Config, store registry.Store, fetcher keycache.Fetcher, keeper keycache.Secrets, log *slog.Logger) keycache.Config {
-	return keycache.Config{
+func keycacheConfig(cfg *config.Config, store *openedStore, fetcher keycache.Fetcher, keeper keycache.Secrets, log *slog.Logger) keycache.Config {
+	c := keycache.Config{
 		Store: store, Fetcher: fetcher, Secrets: keeper, Logger: log,
+		MaxMemory: int64(cfg.Cache.Memory), Leases: store.Leases(), MaxLag: cfg.Store.MaxLag,
 		Limits:     jwks.Limits{MaxRSABits: longestRSA(cfg)},
 		MinRSABits: ofIssuer(cfg, func(i config.Issuer) int { return i.Policy.MinRSABits }),
 		MaxRSABits: ofIssuer(cfg, func(i config.Issuer) int { return i.Policy.MaxRSABits }),
@@ -241,4 +241,8 @@ func keycacheConfig(cfg *config.Config, store registry.Store, fetcher keycache.F
 			MaxRefresh: cfg.Fetch.MaxRefresh, MaxStale: cfg.Fetch.MaxStale,
 		},
 	}
+	if store.shared {
+		c.Feed = store
+	}
+	return c
 }

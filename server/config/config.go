@@ -5,8 +5,7 @@
 //
 // The file is YAML 1.2 with strict rules: unknown fields, fields given twice,
 // values of the wrong type, empty values, anchors, aliases, merge keys, tags
-// and second documents are refused. What the format knows but this version
-// cannot do is refused by name.
+// and second documents are refused.
 //
 // Paths in the file are relative to the file's folder; they are made absolute
 // here. Secrets are only ever named as files, and this package never reads

@@ -96,6 +96,10 @@ func TestMinimalConfigGetsTheDefaults(t *testing.T) {
 		HTTP:  HTTP{Listen: "127.0.0.1:8080"},
 		Ops:   Ops{Listen: "127.0.0.1:9090"},
 		Store: Store{Bolt: Bolt{Path: in(t, "bulla.db")}, MaxLag: 15 * time.Minute},
+
+		StateDir: in(t, "."), Cache: Cache{Memory: 160 << 20},
+		Limits: Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5},
+
 		Audit: Audit{Path: in(t, "audit.log"), Sync: "group", OnFailure: "deny"},
 		Backends: map[string]Backend{"hsm": {PKCS11: &PKCS11{
 			Module: "/usr/lib/softhsm/libsofthsm2.so", Token: "bulla", PINFile: in(t, "pin"), Isolation: "none",
@@ -128,6 +132,10 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 		HTTP:  HTTP{Listen: ":8081", TLS: &TLS{CertFile: in(t, "web.crt"), KeyFile: in(t, "web.key")}},
 		Ops:   Ops{Listen: "[::1]:9191"},
 		Store: Store{Bolt: Bolt{Path: in(t, "data/registry.db")}, MaxLag: 5 * time.Minute},
+
+		StateDir: in(t, "state"), Cache: Cache{Memory: 1 << 30},
+		Limits: Limits{Registrations: 1000, FirstFetches: 20, FirstFetchesPerHost: 1},
+
 		Audit: Audit{Path: "-", Sync: "group", OnFailure: "continue"},
 		Backends: map[string]Backend{
 			"hsm": {PKCS11: &PKCS11{
@@ -175,6 +183,74 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 			},
 		},
 	})
+}
+
+func TestPostgresTakesThePlaceOfTheFile(t *testing.T) {
+	c := load(t, "testdata/good/fleet.yaml")
+	want := Store{Postgres: &Postgres{DSNFile: in(t, "secrets/dsn"), ListenDSNFile: "/run/listen-dsn"}, MaxLag: 2 * time.Minute}
+	if diff := cmp.Diff(want, c.Store); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+	if c.StateDir != in(t, ".") || c.Cache.Memory != minMemory || c.Limits != (Limits{Registrations: 100, FirstFetches: 3, FirstFetchesPerHost: 0.5}) {
+		t.Errorf("got state_dir %s, cache %+v, limits %+v", c.StateDir, c.Cache, c.Limits)
+	}
+	data := strings.ReplaceAll(minimal(t), "\nbackends:", "\nstore: {postgres: {dsn_file: dsn}}\nbackends:")
+	c, err := Parse("bulla.yaml", []byte(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := c.Store.Postgres; p == nil || !p.Migrate || p.ListenDSNFile != "" || c.Store.Bolt.Path != "" {
+		t.Errorf("got %+v and the file %q, want the defaults of postgres and no file", p, c.Store.Bolt.Path)
+	}
+}
+
+func minimal(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile("testdata/good/minimal.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// What this machine remembers stays where it was before there was a field for
+// it.
+func TestStateIsBesideTheFileUnlessSaidOtherwise(t *testing.T) {
+	for store, want := range map[string]string{
+		"store: {bolt: {path: /var/lib/bulla/b.db}}":                    "/var/lib/bulla",
+		"store: {bolt: {path: data/b.db}}":                              "/etc/bulla/data",
+		"store: {bolt: {path: data/b.db}}\nstate_dir: ../state":         "/etc/state",
+		"store: {postgres: {dsn_file: secrets/dsn}}":                    "/etc/bulla",
+		"store: {postgres: {dsn_file: dsn}}\nstate_dir: /var/lib/bulla": "/var/lib/bulla",
+	} {
+		c, err := Parse("/etc/bulla/bulla.yaml", []byte(strings.ReplaceAll(minimal(t), "\nbackends:", "\n"+store+"\nbackends:")))
+		if err != nil {
+			t.Errorf("%s: %v", store, err)
+			continue
+		}
+		if c.StateDir != want {
+			t.Errorf("%s: got %s, want %s", store, c.StateDir, want)
+		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]Size{
+		"1KiB": 1 << 10, "160MiB": 160 << 20, "8191KiB": 8191 << 10, "2GiB": 2 << 30, "007MiB": 7 << 20, "8589934591GiB": 8589934591 << 30, "0MiB": 0,
+	} {
+		got, ok := parseSize(text)
+		if !ok || got != want {
+			t.Errorf("%s: got %d, %v; want %d", text, got, ok, want)
+		}
+		if again, ok := parseSize(got.String()); want > 0 && (!ok || again != want) {
+			t.Errorf("%s: printed as %s, which is read as %d, %v", text, got, again, ok)
+		}
+	}
+	for _, text := range []string{"", "MiB", "1", "1M", "1MB", "1mib", "1 MiB", " 1MiB", "1MiB ", "+1MiB", "-1MiB", "1.5GiB", "1e3KiB", "0x10KiB", "1_000KiB", "8589934592GiB", "99999999999999999999KiB", "1MiBMiB"} {
+		if got, ok := parseSize(text); ok {
+			t.Errorf("%q: got %d, want a refusal", text, got)
+		}
+	}
 }
 
 func TestDevelopmentNeedsNoTLSAndTakesItIfGiven(t *testing.T) {
@@ -232,12 +308,12 @@ func TestURIBelongsToTheBackendWhoseTokenItNames(t *testing.T) {
 }
 
 func TestValuesThatMightBeSecretsAreNotRepeated(t *testing.T) {
-	for _, file := range []string{"pkcs11-pin-in-file", "unknown-top-level", "key-locations", "control-character", "iss-user"} {
+	for _, file := range []string{"pkcs11-pin-in-file", "unknown-top-level", "key-locations", "control-character", "iss-user", "store-postgres-fields"} {
 		_, err := Load("testdata/bad/" + file + ".yaml")
 		if err == nil {
 			t.Fatalf("%s: no error", file)
 		}
-		for _, secret := range []string{"123456", "1234;", "pin-value=1234", "MIIB", "me:secret"} {
+		for _, secret := range []string{"123456", "1234;", "pin-value=1234", "MIIB", "me:secret", "hunter2"} {
 			if strings.Contains(err.Error(), secret) {
 				t.Errorf("%s: the message repeats %q:\n%v", file, secret, err)
 			}

@@ -50,10 +50,6 @@ type position struct{ line, column int }
 // defaulter is a type of types.go with defaults other than zero.
 type defaulter interface{ setDefaults() }
 
-// latecomer is a type that has fields in the format which this version cannot
-// serve. It returns what to do instead, by field.
-type latecomer interface{ later() map[string]string }
-
 func newDecoder(file, folder string) *decoder {
 	return &decoder{file: file, folder: folder, at: make(map[string]position), bad: make(map[string]bool)}
 }
@@ -126,8 +122,12 @@ func (d *decoder) value(n *yaml.Node, path string, v reflect.Value, is string) {
 			return
 		}
 	}
-	if v.Type() == reflect.TypeFor[time.Duration]() {
+	switch v.Type() {
+	case reflect.TypeFor[time.Duration]():
 		d.duration(n, path, v)
+		return
+	case reflect.TypeFor[Size]():
+		d.size(n, path, v)
 		return
 	}
 	switch v.Kind() {
@@ -173,16 +173,8 @@ func (d *decoder) structure(n *yaml.Node, path string, v reflect.Value) {
 			d.reject(n, path, "fields are needed here, not "+describe(n), "write one or more of: "+strings.Join(fieldNames(v.Type()), ", "))
 			return
 		}
-		var late map[string]string
-		if l, ok := v.Interface().(latecomer); ok {
-			late = l.later()
-		}
 		known := fieldNames(v.Type())
 		given = d.fields(n, path, func(name string, key *yaml.Node) {
-			if text, ok := late[name]; ok {
-				d.reject(key, join(path, name), "this version cannot do this", text)
-				return
-			}
 			if d.full() {
 				d.more = true
 				return
@@ -310,6 +302,18 @@ func (d *decoder) scalar(n *yaml.Node, path string, v reflect.Value, is string) 
 			return
 		}
 		v.SetInt(int64(i))
+	case reflect.Float64:
+		const advice = "write decimal digits, such as 10 or 0.5, without quotes"
+		if n.Kind != yaml.ScalarNode || (n.Tag != "!!int" && n.Tag != "!!float") {
+			wrong("a number", advice)
+			return
+		}
+		f, err := strconv.ParseFloat(n.Value, 64)
+		if err != nil || strings.Trim(n.Value, "-0123456789.") != "" {
+			d.reject(n, path, quote(n.Value)+" is no decimal number", advice)
+			return
+		}
+		v.SetFloat(f)
 	default:
 		panic(fmt.Sprintf("config: field %s has type %s, which the decoder does not know", path, v.Type()))
 	}
@@ -334,6 +338,21 @@ func (d *decoder) duration(n *yaml.Node, path string, v reflect.Value) {
 		d.reject(n, path, quote(n.Value)+" is no time span", "write a number with its unit: 30s, 5m or 24h")
 	default:
 		v.SetInt(int64(t))
+	}
+}
+
+func (d *decoder) size(n *yaml.Node, path string, v reflect.Value) {
+	if n == nil {
+		return
+	}
+	size, ok := parseSize(n.Value)
+	switch {
+	case n.Kind != yaml.ScalarNode || n.Tag != "!!str":
+		d.reject(n, path, "a size is needed here, not "+describe(n), sizeAdvice)
+	case !ok:
+		d.reject(n, path, quote(n.Value)+" is no size", sizeAdvice)
+	default:
+		v.SetInt(int64(size))
 	}
 }
 

@@ -6,12 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // CheckFiles looks at the files and folders the configuration names: whether
 // those that are read exist and can be, and whether those that are written can
 // be written. It reads none. Problems are what will keep the service from
-// working; warnings are secrets that others can read.
+// working; warnings are secrets that others can read, and a folder that nobody
+// has named and that cannot be written to.
 //
 // A file that is missing here may be mounted or written later; whether that
 // fails the start is for the caller to decide.
@@ -29,7 +31,15 @@ func (c *Config) CheckFiles() (problems, warnings Problems) {
 	if c.Fetch.CAFile != "" {
 		f.read("fetch.ca_file", c.Fetch.CAFile)
 	}
-	f.written("store.bolt.path", c.Store.Bolt.Path)
+	if p := c.Store.Postgres; p != nil {
+		f.secret("store.postgres.dsn_file", p.DSNFile)
+		if p.ListenDSNFile != "" {
+			f.secret("store.postgres.listen_dsn_file", p.ListenDSNFile)
+		}
+	} else {
+		f.written("store.bolt.path", c.Store.Bolt.Path)
+	}
+	f.state()
 	if c.Audit.Path != "-" {
 		f.written("audit.path", c.Audit.Path)
 	}
@@ -127,6 +137,30 @@ func (f *fileChecker) creatable(path, folder string) {
 	}
 	_ = h.Close()
 	_ = os.Remove(h.Name())
+}
+
+// state checks the folder for what this machine remembers. One that nobody has
+// named is not worth a failure: without it a PIN that was refused is remembered
+// for as long as the process lives.
+func (f *fileChecker) state() {
+	if _, given := f.c.at["state_dir"]; given {
+		f.creatable("state_dir", f.c.StateDir)
+		return
+	}
+	remembers := false
+	for _, b := range f.c.Backends {
+		remembers = remembers || b.PKCS11 != nil
+	}
+	if !remembers || slices.ContainsFunc(f.problems, func(p Problem) bool { return p.Path == "store.bolt.path" }) {
+		return
+	}
+	try := fileChecker{c: f.c}
+	try.creatable("state_dir", f.c.StateDir)
+	for _, p := range try.problems {
+		p.Message = "it is not given, and " + p.Message + ": which PINs a token refused would be forgotten when the process ends"
+		p.Advice = "name a folder in state_dir that this user may write to, and no other replica"
+		f.warnings = append(f.warnings, p)
+	}
 }
 
 // cause leaves the path out of an error, which the message has already.

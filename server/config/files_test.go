@@ -98,6 +98,72 @@ func TestCheckFilesWarnsOfSecretsThatAllCanRead(t *testing.T) {
 	}
 }
 
+// withPostgres changes a provisioned configuration to a fleet's.
+func withPostgres(t *testing.T, more string) (c *Config, dir string) {
+	t.Helper()
+	_, dir = provisioned(t)
+	data := strings.ReplaceAll(minimal(t), "/usr/lib/softhsm/libsofthsm2.so", "module.so") + "\n" + more
+	c, err := Parse(filepath.Join(dir, "bulla.yaml"), []byte(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"dsn", "listen-dsn"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("host=/nowhere password=hunter2"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c, dir
+}
+
+func TestCheckFilesTreatsConnectionStringsAsSecrets(t *testing.T) {
+	c, dir := withPostgres(t, "store: {postgres: {dsn_file: dsn, listen_dsn_file: listen-dsn}}")
+	if problems, warnings := c.CheckFiles(); len(problems)+len(warnings) != 0 {
+		t.Errorf("got problems %v, warnings %v; want none", problems, warnings)
+	}
+	for _, name := range []string{"dsn", "listen-dsn"} {
+		if err := os.Chmod(filepath.Join(dir, name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	problems, warnings := c.CheckFiles()
+	if len(problems) != 0 || len(warnings) != 2 || warnings[0].Path != "store.postgres.dsn_file" || warnings[1].Path != "store.postgres.listen_dsn_file" {
+		t.Errorf("got problems %v, warnings %v; want warnings of both files", problems, warnings)
+	}
+	if strings.Contains(warnings.Error(), "hunter2") {
+		t.Errorf("a warning has a password: %v", warnings)
+	}
+	for _, name := range []string{"dsn", "listen-dsn"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if problems, _ := c.CheckFiles(); len(problems) != 2 || !strings.Contains(problems.Error(), "store.postgres.dsn_file: "+dir+"/dsn does not exist") {
+		t.Errorf("got %v, want problems about both files", problems)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "bulla.db")); !os.IsNotExist(err) {
+		t.Errorf("a file of a store that is not used was made: %v", err)
+	}
+}
+
+// A folder that was named has to be right; one that was not is only warned of,
+// and only where something would be remembered in it.
+func TestCheckFilesTriesTheStateFolder(t *testing.T) {
+	c, _ := withPostgres(t, "store: {postgres: {dsn_file: dsn}}\nstate_dir: missing")
+	if problems, warnings := c.CheckFiles(); len(problems) != 1 || len(warnings) != 0 || problems[0].Path != "state_dir" || problems[0].Line == 0 {
+		t.Errorf("got problems %v, warnings %v; want a problem with state_dir", problems, warnings)
+	}
+	c, dir := withPostgres(t, "store: {postgres: {dsn_file: dsn}}")
+	c.StateDir = filepath.Join(dir, "missing")
+	problems, warnings := c.CheckFiles()
+	if len(problems) != 0 || len(warnings) != 1 || warnings[0].Path != "state_dir" || !strings.Contains(warnings.Error(), "which PINs a token refused would be forgotten") {
+		t.Errorf("got problems %v, warnings %v; want a warning of state_dir", problems, warnings)
+	}
+	c.Backends = map[string]Backend{"aws": {AWSKMS: &AWSKMS{Region: "eu-west-1"}}}
+	if problems, warnings := c.CheckFiles(); len(problems)+len(warnings) != 0 {
+		t.Errorf("without a token: got problems %v, warnings %v; want none", problems, warnings)
+	}
+}
+
 func TestCheckFilesSeesWhatThisUserMayNot(t *testing.T) {
 	if os.Geteuid() == 0 {
 		asNobody(t) // root may read and write everything

@@ -25,8 +25,15 @@ type Config struct {
 	HTTP HTTP `yaml:"http"`
 	// Ops is the listener for operators: /livez, /readyz, /metrics.
 	Ops Ops `yaml:"ops"`
-	// Store is where registrations and fetched key sets are kept.
+	// Store is where registrations, fetched key sets and signing key rings are
+	// kept.
 	Store Store `yaml:"store"`
+	// StateDir is a folder for the little that this machine remembers by itself
+	// and shares with no other: which PINs a token has refused. It must be
+	// writable and of this replica alone, and outlive the process; without it a
+	// supervisor that restarts the service could lock a token. Default: the
+	// folder of the bolt file; with PostgreSQL, that of the configuration.
+	StateDir string `yaml:"state_dir" is:"path"`
 	// Audit is the record of every token, change and denial.
 	Audit Audit `yaml:"audit"`
 	// Backends are the places where signing keys live, by name: 1 to 63 lower
@@ -38,6 +45,10 @@ type Config struct {
 	Wrapping Wrapping `yaml:"wrapping"`
 	// Fetch says how client keys are fetched from a jwks_uri.
 	Fetch Fetch `yaml:"fetch"`
+	// Cache is the memory for clients that are kept ready.
+	Cache Cache `yaml:"cache"`
+	// Limits bound the work that callers may cause at hosts of others.
+	Limits Limits `yaml:"limits"`
 	// Grants say who may do what. Default: none, so that nobody may do
 	// anything, except in development without TLS, where grants are not used.
 	Grants []Grant `yaml:"grants"`
@@ -99,13 +110,21 @@ type Ops struct {
 	Listen string `yaml:"listen"`
 }
 
-// Store is where registrations and fetched key sets are kept.
+// Store is where registrations, fetched key sets and signing key rings are
+// kept: in a file or in PostgreSQL. Only one of the two can be given.
 type Store struct {
-	// Bolt keeps them in a file, for one replica. Default: with its defaults.
+	// Bolt keeps them in a file, for one replica. Default: with its defaults,
+	// unless Postgres is given.
 	Bolt Bolt `yaml:"bolt"`
-	// MaxLag is how long a replica whose feed of changes is cut goes on with
-	// what it knows. A file has no feed that could be cut, so that with Bolt it
-	// never comes to that. Default: 15m.
+	// Postgres keeps them in a database that any number of replicas share.
+	// Default: none.
+	Postgres *Postgres `yaml:"postgres"`
+	// MaxLag is how long a replica goes on with what it knows when it cannot
+	// hear of changes any more: its replies say registry_stale meanwhile, and
+	// after it they are refused. Signing keys stand twice as long (see package
+	// keyring). All replicas must have the same. A file has no changes that
+	// others make, so that with Bolt only the signing keys depend on it.
+	// Default: 15m.
 	MaxLag time.Duration `yaml:"max_lag"`
 }
 
@@ -113,6 +132,20 @@ type Store struct {
 type Bolt struct {
 	// Path of the file, which is created if it is missing. Default: bulla.db.
 	Path string `yaml:"path" is:"path"`
+}
+
+// Postgres is a store in a PostgreSQL database, version 14 or later.
+type Postgres struct {
+	// DSNFile holds the connection string, with its password: a secret. It is
+	// a URL (postgres://…) or keywords and values (host=… user=…). Required.
+	DSNFile string `yaml:"dsn_file" is:"path"`
+	// ListenDSNFile holds the connection string for the one connection that
+	// LISTENs: it must go to the server itself where DSNFile's goes to a
+	// pooler. Default: "", which is that of DSNFile.
+	ListenDSNFile string `yaml:"listen_dsn_file" is:"path"`
+	// Migrate lets the service bring the schema up to date when it starts.
+	// Else "bulla migrate" does. Default: true.
+	Migrate bool `yaml:"migrate"`
 }
 
 // Ways to sync and to fail of Audit.
@@ -250,6 +283,28 @@ func (f *Fetch) CIDRs() []netip.Prefix {
 	return prefixes
 }
 
+// Cache is the memory for clients that are kept ready.
+type Cache struct {
+	// Memory bounds it: a number with KiB, MiB or GiB, 8MiB or more. What does
+	// not fit is read from the store again when it is asked for. Default:
+	// 160MiB, which is for 100,000 clients.
+	Memory Size `yaml:"memory"`
+}
+
+// Limits bound, on each replica and for each second, the work that callers may
+// cause at hosts of others and in the store. A burst may be ten times as much.
+// A fraction is for less than one a second; 0 stands for the default.
+type Limits struct {
+	// Registrations is how many registrations a caller may make. Default: 100.
+	Registrations float64 `yaml:"registrations"`
+	// FirstFetches is how many URLs that were never fetched a caller may have
+	// fetched. Default: 20.
+	FirstFetches float64 `yaml:"first_fetches"`
+	// FirstFetchesPerHost is how many of them, of all callers together, may go
+	// to one host, or to others of the same domain. Default: 5.
+	FirstFetchesPerHost float64 `yaml:"first_fetches_per_host"`
+}
+
 // Grant allows a caller something, as authz.Grant does. Every list that one of
 // its permissions is measured by must be given.
 type Grant struct {
@@ -376,6 +431,15 @@ func (o *Ops) setDefaults()   { o.Listen = "127.0.0.1:9090" }
 func (s *Store) setDefaults() { s.MaxLag = 15 * time.Minute }
 func (b *Bolt) setDefaults()  { b.Path = "bulla.db" }
 
+func (p *Postgres) setDefaults() { p.Migrate = true }
+func (c *Cache) setDefaults()    { c.Memory = 160 << 20 }
+
+func (l *Limits) setDefaults() { *l = defaultLimits() }
+
+func defaultLimits() Limits {
+	return Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5}
+}
+
 func (a *Audit) setDefaults() {
 	a.Path, a.Sync, a.OnFailure = "audit.log", SyncGroup, OnFailureDeny
 }
@@ -398,7 +462,3 @@ func (i *Issuer) setDefaults() {
 func (p *Policy) setDefaults()     { p.MinRSABits, p.MaxRSABits = 2048, 4096 }
 func (k *SigningKey) setDefaults() { k.Verify = true }
 func (r *Rotation) setDefaults()   { r.Create = CreateNever }
-
-func (Store) later() map[string]string {
-	return map[string]string{"postgres": "remove it and use bolt, with one replica"}
-}

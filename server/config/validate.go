@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,9 +31,12 @@ func validate(c *Config, d *decoder) {
 	v := validator{d, c}
 	v.listeners()
 	v.store()
+	v.audit()
 	v.backends()
 	v.wrapping()
 	v.fetch()
+	v.cache()
+	v.limits()
 	v.issuers()
 	v.keysAreBoundOnce()
 	v.grants()
@@ -160,12 +164,34 @@ func (e *endpoint) clashes(o *endpoint) bool {
 	return e.addr == o.addr || e.addr.IsUnspecified() || o.addr.IsUnspecified()
 }
 
+// store checks which store is meant, and fills in where this machine keeps what
+// is its own. Of the two stores the one that is not used is left empty.
 func (v *validator) store() {
 	c := v.c
-	v.required("store.bolt.path", c.Store.Bolt.Path, "name the file, or remove the line for the default")
 	v.atLeast("store.max_lag", c.Store.MaxLag, time.Second)
-	a := c.Audit
-	if v.required("audit.path", a.Path, `name the file, or "-" for the standard output`) && a.Path == c.Store.Bolt.Path {
+	folder := filepath.Dir(c.Store.Bolt.Path)
+	if v.given("store.postgres") {
+		folder = v.folder
+		if p := c.Store.Postgres; p != nil { // else it could not be read
+			v.required("store.postgres.dsn_file", p.DSNFile, "write the connection string into a file that only this user can read, and name it here")
+		}
+		if v.given("store.bolt") {
+			v.add("store.bolt", "registrations are kept in PostgreSQL or in a file, not in both", `keep one of the two; "bulla registry export" and "import" carry the registrations from one to the other`)
+		}
+		c.Store.Bolt = Bolt{}
+	} else {
+		v.required("store.bolt.path", c.Store.Bolt.Path, "name the file, or remove the line for the default")
+	}
+	if v.given("state_dir") {
+		v.required("state_dir", c.StateDir, "name a folder, or remove the line for the default")
+	} else {
+		c.StateDir = folder
+	}
+}
+
+func (v *validator) audit() {
+	a := v.c.Audit
+	if v.required("audit.path", a.Path, `name the file, or "-" for the standard output`) && a.Path == v.c.Store.Bolt.Path {
 		v.add("audit.path", "this is the file of store.bolt too", "give each its own")
 	}
 	v.oneOf("audit.on_failure", a.OnFailure, OnFailureDeny, OnFailureContinue)
@@ -329,6 +355,39 @@ func (v *validator) fetch() {
 	ok := v.atLeast("fetch.min_refresh", f.MinRefresh, least)
 	if v.atLeast("fetch.max_stale", f.MaxStale, least); ok {
 		v.inOrder("fetch.default_refresh", f.DefaultRefresh, "fetch.min_refresh", f.MinRefresh, "fetch.max_refresh", f.MaxRefresh)
+	}
+}
+
+// minMemory is what a cache needs to be one.
+const minMemory Size = 8 << 20
+
+func (v *validator) cache() {
+	if m := v.c.Cache.Memory; m < minMemory {
+		v.add("cache.memory", fmt.Sprintf("%v is too little", m), fmt.Sprintf("write %v or more", minMemory))
+	}
+}
+
+// maxRate is the most that a limit can be: more is no limit.
+const maxRate = 1_000_000
+
+// limits checks the limits, and fills in those that are 0.
+func (v *validator) limits() {
+	l, d := &v.c.Limits, defaultLimits()
+	for _, limit := range []struct {
+		name     string
+		value    *float64
+		standard float64
+	}{
+		{"registrations", &l.Registrations, d.Registrations},
+		{"first_fetches", &l.FirstFetches, d.FirstFetches},
+		{"first_fetches_per_host", &l.FirstFetchesPerHost, d.FirstFetchesPerHost},
+	} {
+		if *limit.value < 0 || *limit.value > maxRate {
+			v.add(join("limits", limit.name), fmt.Sprintf("%v a second cannot be", *limit.value), fmt.Sprintf("write a number up to %d, or 0 for the default, %v", maxRate, limit.standard))
+		}
+		if *limit.value == 0 {
+			*limit.value = limit.standard
+		}
 	}
 }
 

@@ -44,6 +44,9 @@ type issuer struct {
 	// suspected has room for one: there are places that somebody had trouble
 	// signing with.
 	suspected chan struct{}
+	// changed has room for one: somebody says that the rings in the store are
+	// others than those that were read.
+	changed chan struct{}
 
 	rotations map[kms.Algorithm]*rotation
 	// remembered are the rings that know what is in force here.
@@ -111,6 +114,7 @@ func newIssuer(cfg *Config, ic Issuer) *issuer {
 		slots:      map[slotID]*slot{},
 		reported:   map[slotID]bool{},
 		suspected:  make(chan struct{}, 1),
+		changed:    make(chan struct{}, 1),
 		rotations:  map[kms.Algorithm]*rotation{},
 		remembered: map[kms.Algorithm]bool{},
 		unswept:    map[string]int{},
@@ -184,6 +188,8 @@ func (i *issuer) run(ctx context.Context) {
 			r.apply(ctx)
 		case <-i.suspected:
 			i.lookAtSuspects()
+		case <-i.changed:
+			i.reloadTo.due = time.Time{}
 		case q := <-i.requests:
 			i.asked(ctx, q)
 		case <-timer.C:

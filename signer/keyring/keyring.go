@@ -85,6 +85,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -261,6 +263,26 @@ func (k *Keyring) Run(ctx context.Context) error {
 	}
 	all.Wait()
 	return nil
+}
+
+// Look has Run read the rings of some issuers from the store now, and not only
+// when ReloadInterval is over: for one who has heard that they were changed.
+// Without a name it is those of all issuers; names of others are passed over. It
+// does not wait.
+func (k *Keyring) Look(issuers ...string) {
+	if len(issuers) == 0 {
+		issuers = slices.Collect(maps.Keys(k.issuers))
+	}
+	for _, name := range issuers {
+		i, ok := k.issuers[name]
+		if !ok {
+			continue
+		}
+		select {
+		case i.changed <- struct{}{}:
+		default: // it is to look already, at what is there by then
+		}
+	}
 }
 
 // Key returns the key of an issuer that signs with alg now. Errors are
