@@ -435,6 +435,7 @@ func follow(t *testing.T, a, b records.Shared) {
 		return errors.Join(tx.Put(records.KeySets, sharedKey, []byte("v")), tx.Delete(records.Registrations, []byte("x\x00y")), tx.Delete(records.KeySets, []byte("k\x00keysets")))
 	})
 	moment := time.Now()
+	wantCurrent(t, a, moment)
 	wantCurrent(t, b, moment)
 	if all := told[1].take(); !slices.Contains(all, "keysets "+sharedURI) {
 		t.Errorf("got %q, want the key set among it", all)
