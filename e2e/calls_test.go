@@ -201,6 +201,7 @@ var codeOf = map[string]codes.Code{
 	"CLIENT_KEY_UNUSABLE": codes.FailedPrecondition, "CLIENT_KEYS_EXPIRED": codes.FailedPrecondition, "ENCRYPTION_REQUIRED": codes.FailedPrecondition, "KEY_SOURCE_NOT_REFRESHABLE": codes.FailedPrecondition, "NO_NEXT_SIGNING_KEY": codes.FailedPrecondition,
 	"CLIENT_KEYS_UNAVAILABLE": codes.Unavailable, "SIGNING_KEY_UNAVAILABLE": codes.Unavailable, "REGISTRY_UNAVAILABLE": codes.Unavailable, "AUDIT_UNAVAILABLE": codes.Unavailable,
 	"REFRESH_LIMITED":   codes.ResourceExhausted,
+	"QUOTA_EXCEEDED":    codes.ResourceExhausted,
 	"REVISION_MISMATCH": codes.Aborted,
 	"CALLER_UNKNOWN":    codes.Unauthenticated, "CALLER_NOT_ALLOWED": codes.PermissionDenied, "CLAIMS_NOT_ALLOWED": codes.PermissionDenied,
 }

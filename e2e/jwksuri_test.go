@@ -46,6 +46,7 @@ func badSets(t testing.TB) []badSet {
 		{"a point off the curve", `{"keys":[` + offCurve + `]}`, "KEY_REJECTED", "P-256"},
 		{"10 MB of JSON", `{"keys":[` + good + `],"x":"` + strings.Repeat("a", 10<<20) + `"}`, "", ""},
 		{"100 000 keys", `{"keys":[` + strings.TrimSuffix(many, ",") + `]}`, "", ""},
+		{"10 000 keys", `{"keys":[` + strings.TrimSuffix(strings.Repeat(`{"kty":""},`, 10_000), ",") + `]}`, "KEY_REJECTED", "100"},
 		{"101 keys", `{"keys":[` + strings.TrimSuffix(strings.Repeat(`{"kty":"OKP"},`, 101), ",") + `]}`, "KEY_REJECTED", "100"},
 		{"deep nesting", `{"keys":[],"x":` + strings.Repeat("[", 50_000) + strings.Repeat("]", 50_000) + `}`, "KEY_REJECTED", "nest"},
 		{"a name twice", `{"keys":[` + good + `],"keys":[]}`, "KEY_REJECTED", "twice"},
@@ -214,6 +215,7 @@ func TestHostsThatMisbehaveAreNamedOnlyInTheLog(t *testing.T) {
 		{"not-modified", harness.Answer{Status: http.StatusNotModified}, "", "304"},
 		{"html", harness.Answer{Body: []byte("<html>"), Header: map[string]string{"Content-Type": "text/html"}}, "", "content_type"},
 		{"compressed", harness.Answer{Body: good, Header: map[string]string{"Content-Encoding": "gzip"}}, "", "content_encoding"},
+		{"too-large", harness.Answer{Body: append(bytes.Repeat([]byte(" "), 128<<10), good...)}, "", "too_large"},
 		{"hang", harness.Answer{Hang: true}, "", "timeout"},
 		{"no-name", harness.Answer{}, "https://nothing-there.invalid/jwks", "dns"},
 	} {

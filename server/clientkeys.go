@@ -19,6 +19,7 @@ import (
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/server/limit"
 )
 
 // ClientKeys knows the keys of registered clients: keycache.Cache.
@@ -51,6 +52,7 @@ type clientKeyService struct {
 	generating chan struct{}
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.
 	checkURI func(uri string) error
+	limits   *limit.Limits
 	log      *slog.Logger
 }
 
@@ -67,6 +69,9 @@ func (s *clientKeyService) RegisterClientKey(ctx context.Context, req *bullav1.R
 		if err := e.allow(ctx, authz.CreateClientKey); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.count(ctx, e); err != nil {
+		return nil, err
 	}
 	w, err := s.wish(e, req)
 	if err != nil {
@@ -123,7 +128,7 @@ func (s *clientKeyService) register(ctx context.Context, e *entry, w *wish) (*re
 	if err := e.allowChange(ctx, w, decision.Change); err != nil {
 		return nil, err
 	}
-	status, err := s.keys.Check(ctx, &decision.Record)
+	status, err := s.check(ctx, e, &decision.Record)
 	if errors.Is(err, keycache.ErrUnavailable) && w.allowUnfetched {
 		err = nil
 	}
@@ -131,6 +136,32 @@ func (s *clientKeyService) register(ctx context.Context, e *entry, w *wish) (*re
 		return nil, err
 	}
 	return s.change(ctx, e, current, decision, status)
+}
+
+// count counts a registration. One that is refused later counts too: to read it
+// and look at what is stored is most of what it costs.
+func (s *clientKeyService) count(ctx context.Context, e *entry) error {
+	if err := s.limits.Registration(e.event.Caller); err != nil {
+		return e.deny(ctx, err)
+	}
+	return nil
+}
+
+// check tries a registration out. One that names a URL has it fetched, whether
+// or not a set of it is known, and each of these fetches counts: else one good
+// set would open its host to as many as there can be registrations.
+func (s *clientKeyService) check(ctx context.Context, e *entry, record *registry.Registration) (*keycache.Status, error) {
+	if uri := record.Source.JWKSURI; uri != "" {
+		done, err := s.limits.FirstFetch(ctx, e.event.Caller, uri)
+		switch {
+		case errors.Is(err, limit.ErrExceeded):
+			return nil, e.deny(ctx, err)
+		case err != nil:
+			return nil, err
+		}
+		defer done()
+	}
+	return s.keys.Check(ctx, record)
 }
 
 // allowChange asks for the permissions that a change takes.

@@ -22,15 +22,18 @@ import (
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/store/bolt"
 )
 
 // keys stands in for the cache: every registration is fine.
 type keys struct {
 	invalidated []string
+	checked     int
 }
 
 func (k *keys) Check(ctx context.Context, reg *registry.Registration) (*keycache.Status, error) {
+	k.checked++
 	return k.Status(ctx, reg)
 }
 
@@ -88,10 +91,14 @@ func newClientKeys(t *testing.T) (*clientKeyService, *auditor, *keys) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	limits, err := limit.New(limit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	record, cache := &auditor{}, &keys{}
 	return &clientKeyService{
 		gate:  gate{issuers: oneIssuer(t), authorizer: policy, auditor: record},
-		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), generating: make(chan struct{}, maxGenerating), checkURI: func(string) error { return nil }, log: slog.New(slog.DiscardHandler),
+		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), generating: make(chan struct{}, maxGenerating), checkURI: func(string) error { return nil }, limits: limits, log: slog.New(slog.DiscardHandler),
 	}, record, cache
 }
 

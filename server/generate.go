@@ -23,6 +23,9 @@ func (s *clientKeyService) GenerateClientKey(ctx context.Context, req *bullav1.G
 	if err := e.allow(ctx, authz.GenerateClientKey); err != nil {
 		return nil, err
 	}
+	if err := s.count(ctx, e); err != nil {
+		return nil, err
+	}
 	var c checker
 	w := &wish{
 		record:    registry.Registration{Issuer: e.issuer.Name(), ClientID: e.clientID},

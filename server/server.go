@@ -23,6 +23,7 @@ import (
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/server/limit"
 )
 
 // Authorizer decides what a caller may do: authz.Policy.
@@ -59,6 +60,9 @@ type Config struct {
 	Auditor     Auditor
 	// CheckURI decides from a jwks_uri's text alone: fetch.Client.
 	CheckURI func(uri string) error
+	// Limits hold back callers who register too fast. Default: those of
+	// package limit.
+	Limits   limit.Config
 	Observer Observer
 	// Logger gets what callers are not told. Default: none.
 	Logger *slog.Logger
@@ -92,6 +96,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Issuers == nil || cfg.Sealer == nil || cfg.Authorizer == nil || cfg.SigningKeys == nil || cfg.Auditor == nil || cfg.Observer == nil {
 		return nil, errors.New("server: a required field of Config is missing")
 	}
+	limits, err := limit.New(cfg.Limits)
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
 	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -116,7 +124,8 @@ func New(cfg Config) (*Server, error) {
 	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer})
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
-		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, generating: make(chan struct{}, maxGenerating), checkURI: cfg.CheckURI, log: s.log,
+		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, generating: make(chan struct{}, maxGenerating),
+		checkURI: cfg.CheckURI, limits: limits, log: s.log,
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
 	healthpb.RegisterHealthServer(s.grpc, s.health)

@@ -23,6 +23,7 @@ import (
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/server/seal"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
@@ -52,6 +53,7 @@ var table = []row{
 	{authz.ErrNoIdentity, codes.Unauthenticated, bullav1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN, ""},
 	{authz.ErrCallerUnknown, codes.Unauthenticated, bullav1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN, ""},
 	{authz.ErrNotAllowed, codes.PermissionDenied, bullav1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED, ""},
+	{limit.ErrExceeded, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_QUOTA_EXCEEDED, ""},
 	{issuer.ErrUnknown, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_ISSUER_UNKNOWN, ""},
 	{issuer.ErrAlgorithm, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
 
@@ -154,6 +156,7 @@ func reasonName(r bullav1.ErrorReason) string {
 func retryAfter(err error, code codes.Code) (pause time.Duration, ok bool) {
 	var fetchErr *keycache.FetchError
 	var limitErr *keycache.LimitError
+	var quotaErr *limit.ExceededError
 	switch {
 	case code != codes.Unavailable && code != codes.ResourceExhausted:
 		return 0, false
@@ -161,6 +164,8 @@ func retryAfter(err error, code codes.Code) (pause time.Duration, ok bool) {
 		return max(fetchErr.RetryAfter, time.Second), true
 	case errors.As(err, &limitErr):
 		return limitErr.RetryAfter, true
+	case errors.As(err, &quotaErr):
+		return quotaErr.RetryAfter, true
 	}
 	return time.Second, true
 }

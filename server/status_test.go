@@ -20,6 +20,7 @@ import (
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/server/seal"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
@@ -124,6 +125,7 @@ func TestErrorsBecomeTheirReasons(t *testing.T) {
 		{&keycache.FetchError{ID: "x", Err: keycache.ErrUnavailable}, "CLIENT_KEYS_UNAVAILABLE", true},
 		{&keycache.FetchError{ID: "x", Err: keycache.ErrExpired}, "CLIENT_KEYS_EXPIRED", true},
 		{&keycache.LimitError{}, "REFRESH_LIMITED", true},
+		{&limit.ExceededError{What: "too fast"}, "QUOTA_EXCEEDED", true},
 		{keycache.ErrNotRefreshable, "KEY_SOURCE_NOT_REFRESHABLE", true},
 		{signer.ErrKindUnsupported, "Unimplemented", true},
 		{errUnimplemented, "Unimplemented", true},
@@ -166,6 +168,10 @@ func TestRetryInfoIsWhatTheErrorAsksFor(t *testing.T) {
 	st := statusOf(&keycache.FetchError{ID: "x", Err: keycache.ErrUnavailable, RetryAfter: 42 * time.Second})
 	if got := detail[*errdetails.RetryInfo](st.Details()).GetRetryDelay().AsDuration(); got != 42*time.Second {
 		t.Errorf("retry after %v, want 42s", got)
+	}
+	st = statusOf(&limit.ExceededError{What: "too fast", RetryAfter: 7 * time.Second})
+	if got := detail[*errdetails.RetryInfo](st.Details()).GetRetryDelay().AsDuration(); got != 7*time.Second {
+		t.Errorf("retry after %v, want 7s", got)
 	}
 }
 

@@ -170,7 +170,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
 		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
 		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog,
-		CheckURI: fetcher.CheckURI, Observer: metrics, Logger: log,
+		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Logger: log,
 	})
 	if err != nil {
 		return err

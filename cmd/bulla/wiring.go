@@ -22,6 +22,7 @@ import (
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/server/issuer"
+	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
@@ -226,6 +227,12 @@ func ofIssuer[T any](cfg *config.Config, value func(config.Issuer) T) func(name 
 		values[i.Name] = value(i)
 	}
 	return func(name string) T { return values[name] }
+}
+
+func limitConfig(cfg *config.Config) limit.Config {
+	return limit.Config{
+		Registrations: cfg.Limits.Registrations, FirstFetches: cfg.Limits.FirstFetches, FirstFetchesPerHost: cfg.Limits.FirstFetchesPerHost,
+	}
 }
 
 func keycacheConfig(cfg *config.Config, store *openedStore, fetcher keycache.Fetcher, keeper keycache.Secrets, log *slog.Logger) keycache.Config {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 )
 
 var (
@@ -44,12 +46,21 @@ const (
 type Failure struct {
 	// Class is the kind of failure.
 	Class Class
-	// Cause is the whole truth, for the log.
+	// Cause is the whole truth. Error has what of it a log should take.
 	Cause error
 }
 
+// maxCause is how much of a cause is told, in bytes: a host has a say in it, by
+// its certificate and its first line, and a log has an end.
+const maxCause = 1 << 10
+
+// Error tells the class, and the cause up to a bound.
 func (f *Failure) Error() string {
-	return fmt.Sprintf("%s: %s: %s", ErrFetch, f.Class, f.Cause)
+	cause := f.Cause.Error()
+	if len(cause) > maxCause {
+		cause = strings.ToValidUTF8(cause[:maxCause], "") + "…"
+	}
+	return fmt.Sprintf("%s: %s: %s", ErrFetch, f.Class, cause)
 }
 
 // Unwrap returns ErrFetch and the cause.
@@ -64,7 +75,7 @@ func failure(ctx context.Context, class Class, err error) *Failure {
 		if !errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("%w: %w", context.Canceled, err)
 		}
-	case ctx.Err() != nil, isTimeout(err):
+	case ctx.Err() != nil, isTimeout(err), isOver(ctx):
 		class = ClassTimeout
 	}
 	return &Failure{Class: class, Cause: err}
@@ -75,6 +86,14 @@ func failure(ctx context.Context, class Class, err error) *Failure {
 func isTimeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
+}
+
+// isOver reports whether the context's deadline has passed, though its own timer
+// has not fired yet. What the connection's deadline cuts off may not look like a
+// timeout: half a first line is read as a line that is no HTTP.
+func isOver(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ok && !time.Now().Before(deadline)
 }
 
 func statusClass(code int) Class {
