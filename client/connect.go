@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
@@ -43,6 +45,10 @@ type Client struct {
 	SigningKeys bullav1.SigningKeyServiceClient
 }
 
+// alive finds out that a service is gone without a word while a call waits for
+// it: a watch would wait forever.
+var alive = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}
+
 // Dial makes a Client. It connects at the first call and again whenever it has
 // to.
 func Dial(cfg Config) (*Client, error) {
@@ -50,7 +56,7 @@ func Dial(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient("dns:///"+cfg.Address, grpc.WithTransportCredentials(creds))
+	conn, err := grpc.NewClient("dns:///"+cfg.Address, grpc.WithTransportCredentials(creds), grpc.WithKeepaliveParams(alive))
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Address, err)
 	}

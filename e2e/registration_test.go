@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -310,16 +308,6 @@ func TestWhatIsNotThereYetSaysSo(t *testing.T) {
 			stream, err := admin.Tokens.StreamSignAndEncrypt(ctx)
 			if err == nil {
 				_, err = stream.Recv()
-			}
-			return err
-		},
-		"WatchClientKeys": func() error {
-			stream, err := admin.ClientKeys.WatchClientKeys(ctx, &bullav1.WatchClientKeysRequest{})
-			if err == nil {
-				_, err = stream.Recv()
-			}
-			if errors.Is(err, io.EOF) {
-				return nil
 			}
 			return err
 		},

@@ -5,12 +5,9 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
-
-	"google.golang.org/grpc"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/encrypter/keycache"
@@ -20,6 +17,7 @@ import (
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/limit"
+	"github.com/bulla-project/bulla/server/watch"
 )
 
 // ClientKeys knows the keys of registered clients: keycache.Cache.
@@ -48,6 +46,7 @@ type clientKeyService struct {
 	store   registry.Store
 	keys    ClientKeys
 	secrets Secrets
+	watches *watch.Hub
 	// generating holds a token for each RSA key pair that is being made.
 	generating chan struct{}
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.
@@ -216,6 +215,7 @@ func (s *clientKeyService) change(ctx context.Context, e *entry, before *registr
 	stored, err := s.store.Put(ctx, d.Record, d.Expect)
 	// Also after an error: the write may have happened all the same.
 	s.keys.Invalidate(e.issuer.Name(), e.clientID)
+	s.watches.ClientChanged(e.issuer.Name(), e.clientID)
 	if err != nil {
 		event.Outcome, event.Reason = audit.Failed, Reason(err)
 		return nil, errors.Join(err, e.auditor.Record(ctx, event))
@@ -462,6 +462,7 @@ func (s *clientKeyService) RefreshClientKey(ctx context.Context, req *bullav1.Re
 		return nil, err
 	}
 	status, err := s.keys.Refresh(ctx, reg)
+	s.watches.KeySetChanged(reg.Source.JWKSURI) // also after an error: that changes the state too
 	if err != nil {
 		event.Outcome, event.Reason = audit.Failed, Reason(err)
 		return nil, errors.Join(err, e.auditor.Record(ctx, event))
@@ -513,8 +514,4 @@ func (s *clientKeyService) ExplainClientKey(ctx context.Context, req *bullav1.Ex
 		res.Keys = append(res.Keys, keyVerdict(v))
 	}
 	return res, nil
-}
-
-func (s *clientKeyService) WatchClientKeys(*bullav1.WatchClientKeysRequest, grpc.ServerStreamingServer[bullav1.WatchClientKeysResponse]) error {
-	return fmt.Errorf("%w: WatchClientKeys; poll ListClientKeys", errUnimplemented)
 }

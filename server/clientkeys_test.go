@@ -23,13 +23,15 @@ import (
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/limit"
+	"github.com/bulla-project/bulla/server/watch"
 	"github.com/bulla-project/bulla/store/bolt"
 )
 
-// keys stands in for the cache: every registration is fine.
+// keys stands in for the cache: every registration is fine, or as state says.
 type keys struct {
 	invalidated []string
 	checked     int
+	state       func(*registry.Registration) *keycache.Status // nil: fine
 }
 
 func (k *keys) Check(ctx context.Context, reg *registry.Registration) (*keycache.Status, error) {
@@ -39,6 +41,9 @@ func (k *keys) Check(ctx context.Context, reg *registry.Registration) (*keycache
 
 func (k *keys) Status(_ context.Context, reg *registry.Registration) (*keycache.Status, error) {
 	status := &keycache.Status{State: keycache.Ready}
+	if k.state != nil {
+		status = k.state(reg)
+	}
 	for _, s := range reg.Settings {
 		if s.EncryptionAlgorithm != "" {
 			status.Recipients = append(status.Recipients, keycache.ChosenKey{Setting: s, Thumbprint: "of-" + string(reg.Source.JWKS)})
@@ -95,10 +100,14 @@ func newClientKeys(t *testing.T) (*clientKeyService, *auditor, *keys) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	watches, err := watch.New(watch.Config{Clients: store})
+	if err != nil {
+		t.Fatal(err)
+	}
 	record, cache := &auditor{}, &keys{}
 	return &clientKeyService{
 		gate:  gate{issuers: oneIssuer(t), authorizer: policy, auditor: record},
-		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), generating: make(chan struct{}, maxGenerating), checkURI: func(string) error { return nil }, limits: limits, log: slog.New(slog.DiscardHandler),
+		store: store, keys: cache, secrets: secrets.New(store.Keys(), datakey.ErrTampered), watches: watches, generating: make(chan struct{}, maxGenerating), checkURI: func(string) error { return nil }, limits: limits, log: slog.New(slog.DiscardHandler),
 	}, record, cache
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -122,7 +123,10 @@ func (s *Server) caught(ctx context.Context, method string, err *error) {
 }
 
 // call is what is known of a call before its request is looked at.
-type call struct{ rpc, caller string }
+type call struct {
+	rpc, caller string
+	until       time.Time // when the caller's certificate ends; zero for never
+}
 
 type callKey struct{}
 
@@ -180,36 +184,49 @@ func (s *Server) identify(ctx context.Context, method string) (context.Context, 
 	if !ours(method) {
 		return ctx, nil
 	}
-	caller, err := s.caller(ctx)
+	caller, until, err := s.caller(ctx)
 	if err != nil {
 		if failed := s.cfg.Auditor.Record(ctx, audit.Event{Outcome: audit.Denied, RPC: method, Reason: Reason(err)}); failed != nil {
 			s.log.ErrorContext(ctx, "denial not audited", "rpc", method, "error", failed)
 		}
 		return nil, err
 	}
-	return context.WithValue(ctx, callKey{}, call{rpc: method, caller: caller}), nil
+	return context.WithValue(ctx, callKey{}, call{rpc: method, caller: caller, until: until}), nil
 }
 
-// caller is the identity in the verified certificate of the connection. In
-// development, where there is none, everybody is the development caller.
-func (s *Server) caller(ctx context.Context) (string, error) {
+// caller is the identity in the verified certificate of the connection, and when
+// that ends. In development, where there is none, everybody is the development
+// caller.
+func (s *Server) caller(ctx context.Context) (name string, until time.Time, err error) {
 	if s.cfg.Plaintext {
-		return authz.DevelopmentCaller, nil
+		return authz.DevelopmentCaller, time.Time{}, nil
 	}
+	leaf := certificateOf(ctx)
+	if leaf != nil && time.Now().After(leaf.NotAfter) {
+		// It was valid when the connection was made, which may be long ago.
+		return "", time.Time{}, errExpiredIdentity
+	}
+	if name, err = authz.CallerFrom(leaf); err != nil {
+		return "", time.Time{}, err
+	}
+	return name, leaf.NotAfter, nil
+}
+
+// errExpiredIdentity: the caller's certificate is past its end.
+var errExpiredIdentity = fmt.Errorf("%w: it has expired; connect again with a new one", authz.ErrNoIdentity)
+
+// certificateOf is the verified certificate of a call's connection; nil if it has
+// none.
+func certificateOf(ctx context.Context) *x509.Certificate {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return authz.CallerFrom(nil)
+		return nil
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok || len(info.State.VerifiedChains) == 0 {
-		return authz.CallerFrom(nil)
+		return nil
 	}
-	leaf := info.State.VerifiedChains[0][0]
-	if time.Now().After(leaf.NotAfter) {
-		// It was valid when the connection was made, which may be long ago.
-		return "", fmt.Errorf("%w: it has expired; connect again with a new one", authz.ErrNoIdentity)
-	}
-	return authz.CallerFrom(leaf)
+	return info.State.VerifiedChains[0][0]
 }
 
 // ours reports whether a method belongs to this API, and not to the services

@@ -24,6 +24,7 @@ import (
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/server/seal"
+	"github.com/bulla-project/bulla/server/watch"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
 
@@ -90,11 +91,34 @@ func (o *observer) HandshakeFailed() {}
 // serve runs a Server in development on a connection in memory.
 func serve(t *testing.T, s sealer, log *slog.Logger) (bullav1.TokenServiceClient, *observer) {
 	t.Helper()
-	watch := &observer{}
-	srv, err := New(Config{
+	seen := &observer{}
+	conn, _ := serveOn(t, Config{
 		Plaintext: true, Issuers: issuer.NewDirectory(), Sealer: s, Authorizer: authz.Development(),
-		SigningKeys: noKeys{}, Auditor: &auditor{}, Observer: watch, Logger: log,
+		SigningKeys: noKeys{}, Auditor: &auditor{}, Observer: seen, Watches: noWatches(t), Logger: log,
 	})
+	return bullav1.NewTokenServiceClient(conn), seen
+}
+
+// noWatches is a hub that knows of no key sets.
+func noWatches(t *testing.T) *watch.Hub {
+	t.Helper()
+	hub, err := watch.New(watch.Config{Clients: noClients{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hub
+}
+
+type noClients struct{}
+
+func (noClients) ClientsOf(context.Context, string, func(issuer, clientID string) bool) error {
+	return nil
+}
+
+// serveOn runs a Server on a connection in memory, until the test ends.
+func serveOn(t *testing.T, cfg Config) (*grpc.ClientConn, *Server) {
+	t.Helper()
+	srv, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,13 +139,13 @@ func serve(t *testing.T, s sealer, log *slog.Logger) (bullav1.TokenServiceClient
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return bullav1.NewTokenServiceClient(conn), watch
+	return conn, srv
 }
 
 func TestAPanicFailsOneCallAndTellsNothing(t *testing.T) {
 	var log strings.Builder
 	secret := `{"sub":"alice"}`
-	client, watch := serve(t, sealer{answer: func(r seal.Request) (*seal.Result, error) {
+	client, seen := serve(t, sealer{answer: func(r seal.Request) (*seal.Result, error) {
 		if string(r.Claims) == secret {
 			panic(secret)
 		}
@@ -134,16 +158,34 @@ func TestAPanicFailsOneCallAndTellsNothing(t *testing.T) {
 	if res, err := client.SignAndEncrypt(t.Context(), &bullav1.SignAndEncryptRequest{ClientId: "app"}); err != nil || res.GetToken() != "a.b.c" {
 		t.Errorf("the next call: %v, %v", res, err)
 	}
-	if watch.panics != 1 {
-		t.Errorf("%d panics counted, want 1", watch.panics)
+	if seen.panics != 1 {
+		t.Errorf("%d panics counted, want 1", seen.panics)
 	}
 	if text := log.String(); strings.Contains(text, "alice") || !strings.Contains(text, "interceptors_test.go") {
 		t.Errorf("the log should hold the stack and not the value:\n%s", text)
 	}
 }
 
+func TestRepliesSayThatTheRegistryIsStale(t *testing.T) {
+	stale := false
+	client, _ := serve(t, sealer{answer: func(seal.Request) (*seal.Result, error) {
+		return &seal.Result{Token: "a.b.c", RegistryStale: stale}, nil
+	}}, nil)
+	for range 2 {
+		encrypted, err := client.SignAndEncrypt(t.Context(), &bullav1.SignAndEncryptRequest{ClientId: "app"})
+		if err != nil || encrypted.GetRegistryStale() != stale {
+			t.Errorf("SignAndEncrypt: got %v, %v; want stale %v", encrypted, err, stale)
+		}
+		signed, err := client.Sign(t.Context(), &bullav1.SignRequest{ClientId: "app"})
+		if err != nil || signed.GetRegistryStale() != stale {
+			t.Errorf("Sign: got %v, %v; want stale %v", signed, err, stale)
+		}
+		stale = true
+	}
+}
+
 func TestARetryableErrorPushesBack(t *testing.T) {
-	client, watch := serve(t, sealer{answer: func(seal.Request) (*seal.Result, error) {
+	client, seen := serve(t, sealer{answer: func(seal.Request) (*seal.Result, error) {
 		return nil, &keycache.FetchError{ID: "X", RetryAfter: 7 * time.Second, Err: keycache.ErrUnavailable}
 	}}, nil)
 	var trailer metadata.MD
@@ -154,7 +196,7 @@ func TestARetryableErrorPushesBack(t *testing.T) {
 	if got := trailer.Get(pushback); len(got) != 1 || got[0] != "7000" {
 		t.Errorf("trailer %s = %v, want 7000", pushback, got)
 	}
-	if got := watch.reasons; len(got) != 1 || got[0] != "Unavailable CLIENT_KEYS_UNAVAILABLE" {
+	if got := seen.reasons; len(got) != 1 || got[0] != "Unavailable CLIENT_KEYS_UNAVAILABLE" {
 		t.Errorf("observed %q", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -24,6 +25,7 @@ import (
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/server/limit"
+	"github.com/bulla-project/bulla/server/watch"
 )
 
 // Authorizer decides what a caller may do: authz.Policy.
@@ -58,6 +60,9 @@ type Config struct {
 	Secrets     Secrets
 	SigningKeys SigningKeys
 	Auditor     Auditor
+	// Watches tells those who watch client keys of changes. The Server tells it of
+	// its own, runs it, and closes it.
+	Watches *watch.Hub
 	// CheckURI decides from a jwks_uri's text alone: fetch.Client.
 	CheckURI func(uri string) error
 	// Limits hold back callers who register too fast. Default: those of
@@ -93,7 +98,7 @@ func New(cfg Config) (*Server, error) {
 	if (cfg.TLS == nil) != cfg.Plaintext {
 		return nil, errors.New("server: either TLS or Plaintext is required")
 	}
-	if cfg.Issuers == nil || cfg.Sealer == nil || cfg.Authorizer == nil || cfg.SigningKeys == nil || cfg.Auditor == nil || cfg.Observer == nil {
+	if cfg.Issuers == nil || cfg.Sealer == nil || cfg.Authorizer == nil || cfg.SigningKeys == nil || cfg.Auditor == nil || cfg.Observer == nil || cfg.Watches == nil {
 		return nil, errors.New("server: a required field of Config is missing")
 	}
 	limits, err := limit.New(cfg.Limits)
@@ -124,7 +129,7 @@ func New(cfg Config) (*Server, error) {
 	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer})
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
-		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, generating: make(chan struct{}, maxGenerating),
+		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, watches: cfg.Watches, generating: make(chan struct{}, maxGenerating),
 		checkURI: cfg.CheckURI, limits: limits, log: s.log,
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
@@ -148,8 +153,16 @@ func (s *Server) Serve(lis net.Listener) error {
 // keys are probed in the background; looking costs nothing.
 const healthEvery = time.Second
 
-// Run keeps the health service true until ctx ends. It returns nil then.
+// Run keeps the health service true and watches told until ctx ends. It returns
+// nil then.
 func (s *Server) Run(ctx context.Context) error {
+	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return s.cfg.Watches.Run(ctx) })
+	parts.Go(func() error { return s.keepHealth(ctx) })
+	return parts.Wait()
+}
+
+func (s *Server) keepHealth(ctx context.Context) error {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
 	for {
@@ -203,6 +216,7 @@ const watchersLeave = 500 * time.Millisecond
 func (s *Server) Shutdown(ctx context.Context) {
 	s.stopping.Store(true)
 	s.health.Shutdown()
+	s.cfg.Watches.Close()
 	leave := time.AfterFunc(watchersLeave, s.endWatches)
 	defer leave.Stop()
 	defer s.endWatches()

@@ -25,6 +25,7 @@ import (
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/server/seal"
+	"github.com/bulla-project/bulla/server/watch"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
@@ -103,6 +104,12 @@ var table = []row{
 		"what is stored of this client is not what was registered: somebody changed the store; whoever may replace the client can register it anew"},
 	{registry.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE,
 		"the registry does not answer: try again later, and read the client before you repeat a change"},
+	{watch.ErrTooMany, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_QUOTA_EXCEEDED, ""},
+	{watch.ErrFull, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_OVERLOADED, ""},
+	{watch.ErrLost, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE,
+		"this watch has missed changes: list the clients, and watch again"},
+	{watch.ErrStopping, codes.Unavailable, none,
+		"this replica is stopping: watch at another one, and list the clients there"},
 	{audit.ErrUnavailable, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_AUDIT_UNAVAILABLE,
 		"the audit log cannot be written, so nothing is issued: try again later"},
 

@@ -22,6 +22,7 @@ import (
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/server/seal"
+	"github.com/bulla-project/bulla/server/watch"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
@@ -97,6 +98,10 @@ func TestErrorsBecomeTheirReasons(t *testing.T) {
 		{wrap(registry.ErrExists), "CLIENT_ALREADY_REGISTERED", false},
 		{wrap(registry.ErrRevision), "REVISION_MISMATCH", false},
 		{wrap(audit.ErrUnavailable), "AUDIT_UNAVAILABLE", false},
+		{wrap(watch.ErrLost), "REGISTRY_UNAVAILABLE", false},
+		{wrap(watch.ErrStopping), "Unavailable", false},
+		{watch.ErrTooMany, "QUOTA_EXCEEDED", true},
+		{watch.ErrFull, "OVERLOADED", true},
 		{secret, "Internal", false},
 		{wrap(context.DeadlineExceeded), "DeadlineExceeded", false},
 		{wrap(context.Canceled), "Canceled", false},

@@ -60,6 +60,7 @@ func (s *tokenService) SignAndEncrypt(ctx context.Context, req *bullav1.SignAndE
 		ContentEncryption:   string(result.ContentEncryption),
 		ClientKeysStale:     result.ClientKeysStale,
 		ClientKeysFetchedAt: timestamp(result.ClientKeysFetchedAt),
+		RegistryStale:       result.RegistryStale,
 	}, nil
 }
 
@@ -77,6 +78,7 @@ func (s *tokenService) Sign(ctx context.Context, req *bullav1.SignRequest) (*bul
 		Token:            result.Token,
 		SigningKeyId:     result.SigningKeyID,
 		SigningAlgorithm: string(result.SigningAlgorithm),
+		RegistryStale:    result.RegistryStale,
 	}, nil
 }
 

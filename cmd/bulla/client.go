@@ -24,6 +24,7 @@ func clientCommand() *cobra.Command {
 		clientGenerateCommand(&conn, &issuer),
 		clientGetCommand(&conn, &issuer),
 		clientListCommand(&conn, &issuer),
+		clientWatchCommand(&conn, &issuer),
 		clientExplainCommand(&conn, &issuer),
 		clientRefreshCommand(&conn, &issuer),
 		clientDeleteCommand(&conn, &issuer),
@@ -104,9 +105,9 @@ func clientListCommand(conn *connection, issuer *string) *cobra.Command {
 					}
 				}
 				return show(cmd, conn.output, all, func(w io.Writer) {
-					row(w, "CLIENT", "STATE", "SOURCE", "REVISION", "REASON")
+					row(w, "CLIENT", "STATE", "SOURCE", "REVISION", "SINCE", "REASON")
 					for _, k := range all.GetClientKeys() {
-						row(w, k.GetClientId(), stateName(k), sourceName(k), k.GetRevision(), k.GetStateReason())
+						row(w, k.GetClientId(), stateName(k), sourceName(k), k.GetRevision(), when(k.GetStateSince()), k.GetStateReason())
 					}
 				})
 			})

@@ -29,6 +29,7 @@ import (
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/server/seal"
 	"github.com/bulla-project/bulla/server/telemetry"
+	"github.com/bulla-project/bulla/server/watch"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
 
@@ -153,7 +154,11 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 		return err
 	}
 	keeper := secrets.New(store.Keys(), datakey.ErrTampered)
-	cache, err := keycache.New(keycacheConfig(cfg, store, fetcher, keeper, log))
+	watches, err := watch.New(watch.Config{Clients: store, Logger: log})
+	if err != nil {
+		return err
+	}
+	cache, err := keycache.New(keycacheConfig(cfg, store, fetcher, keeper, watches.KeySetChanged, log))
 	if err != nil {
 		return err
 	}
@@ -169,7 +174,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	api, err := server.New(server.Config{
 		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
 		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
-		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog,
+		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog, Watches: watches,
 		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Logger: log,
 	})
 	if err != nil {
@@ -189,7 +194,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	defer stop()
 	group, failed := errgroup.WithContext(background)
 	follow := func(ctx context.Context) error {
-		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache}, keys: keys})
+		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache, watches}, keys: keys})
 	}
 	for _, part := range []func(context.Context) error{follow, looking.run, keys.Run, cache.Run, api.Run, hangup.run} {
 		group.Go(func() error { return part(background) })

@@ -34,6 +34,7 @@ type storage interface {
 	Export(ctx context.Context, w io.Writer) (records.Counts, error)
 	Import(ctx context.Context, r io.Reader) (records.Counts, error)
 	Leases() registry.Leases
+	ClientsOf(ctx context.Context, uri string, yield func(issuer, clientID string) bool) error
 	Follow(ctx context.Context, w records.Watcher) error
 	Current() time.Time
 	Close() error

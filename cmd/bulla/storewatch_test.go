@@ -36,8 +36,8 @@ func (a *ailing) Current() time.Time {
 	return time.Time{}
 }
 
-// watch runs a storeWatch in a synctest bubble until the test ends.
-func watch(t *testing.T, store *ailing, shared bool) (*storeWatch, *strings.Builder) {
+// look runs a storeWatch in a synctest bubble until the test ends.
+func look(t *testing.T, store *ailing, shared bool) (*storeWatch, *strings.Builder) {
 	t.Helper()
 	log := new(strings.Builder)
 	w := &storeWatch{store: store, shared: shared, log: slog.New(slog.NewTextHandler(log, nil)), began: time.Now()}
@@ -62,7 +62,7 @@ func pass(d time.Duration) {
 func TestAStoreThatIsDownDegradesUntilItIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(ailing)
-		w, log := watch(t, store, false)
+		w, log := look(t, store, false)
 		pass(10 * time.Second)
 		if !w.up() || w.degraded() != nil || log.Len() > 0 {
 			t.Fatalf("while all is well: up %v, degraded %v, log %s", w.up(), w.degraded(), log)
@@ -92,7 +92,7 @@ func TestAStoreThatHangsDegrades(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(ailing)
 		store.hang.Store(true)
-		w, _ := watch(t, store, false)
+		w, _ := look(t, store, false)
 		pass(storePatience)
 		if w.up() || !errors.Is(w.degraded(), context.DeadlineExceeded) {
 			t.Errorf("up %v, degraded: %v", w.up(), w.degraded())
@@ -105,7 +105,7 @@ func TestAStoreThatHangsDegrades(t *testing.T) {
 func TestAReplicaThatHearsOfNoChangesIsDegraded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(ailing)
-		w, _ := watch(t, store, true)
+		w, _ := look(t, store, true)
 		if w.degraded() != nil {
 			t.Errorf("at the start: %v", w.degraded())
 		}

@@ -61,6 +61,7 @@ type Recipients interface {
 	Recipient(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (keycache.Recipient, error)
 	Setting(ctx context.Context, issuer, clientID string, kind registry.TokenKind) (registry.Setting, error)
 	SigningSecret(ctx context.Context, issuer, clientID string) ([]byte, error)
+	RegistryStale() bool
 }
 
 // Keys knows the issuers' active signing keys: keyring.Keyring.
@@ -149,6 +150,9 @@ type Result struct {
 	Token            string
 	SigningKeyID     string
 	SigningAlgorithm kms.Algorithm
+	// RegistryStale says that the client may have been changed on another replica
+	// without this one having heard of it.
+	RegistryStale bool
 
 	// The rest is empty for a token that is only signed.
 	EncryptionKeyID     string
@@ -282,6 +286,7 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	t.result.ContentEncryption = to.ContentEncryption()
 	t.result.ClientKeysStale = to.Stale
 	t.result.ClientKeysFetchedAt = to.FetchedAt
+	t.result.RegistryStale = to.RegistryStale
 
 	t.event.EncryptionKeyID = to.KeyID()
 	t.event.EncryptionKeyThumbprint = to.Thumbprint
@@ -310,6 +315,7 @@ func (s *Sealer) sign(ctx context.Context, t *token) error {
 	}
 	var setting registry.Setting
 	if t.Kind.ClientBound() {
+		t.result.RegistryStale = s.cfg.Recipients.RegistryStale()
 		var err error
 		setting, err = s.cfg.Recipients.Setting(ctx, t.issuer.Name(), t.ClientID, registry.TokenKind(t.Kind))
 		switch silent := errors.Is(err, keycache.ErrNoSetting); {

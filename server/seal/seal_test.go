@@ -38,6 +38,7 @@ type world struct {
 	denied, recipientErr, settingErr, keyErr, signErr, auditErr, secretErr error
 
 	deniedClient string
+	stale        bool // the registry
 
 	setting registry.Setting
 	secret  []byte
@@ -59,8 +60,10 @@ func (w *world) Allow(_ string, r authz.Request) error {
 
 func (w *world) Recipient(context.Context, string, string, registry.TokenKind) (keycache.Recipient, error) {
 	w.step("recipient")
-	return keycache.Recipient{Setting: w.setting, Recipient: w.to, Thumbprint: "thumb"}, w.recipientErr
+	return keycache.Recipient{Setting: w.setting, Recipient: w.to, Thumbprint: "thumb", RegistryStale: w.stale}, w.recipientErr
 }
+
+func (w *world) RegistryStale() bool { return w.stale }
 
 func (w *world) Setting(context.Context, string, string, registry.TokenKind) (registry.Setting, error) {
 	w.step("setting")
@@ -181,6 +184,30 @@ func TestTheWayOfAToken(t *testing.T) {
 	if e.TokenSHA256 != sha256.Sum256([]byte(result.Token)) || e.EncryptionKeyThumbprint != "thumb" || e.SigningKeyID != w.signing.KeyID() ||
 		e.Issuer != "main" || e.ClientID != "app" || e.Caller != "caller" || e.TokenKind != "ID_TOKEN" {
 		t.Errorf("audit event %+v", e)
+	}
+}
+
+// TestAResultSaysWhetherTheRegistryIsStale: of all tokens that a registration had
+// a say in.
+func TestAResultSaysWhetherTheRegistryIsStale(t *testing.T) {
+	for _, stale := range []bool{false, true} {
+		w, s := newWorld(t)
+		w.stale = stale
+		encrypted, err := s.SignAndEncrypt(t.Context(), request())
+		if err != nil || encrypted.RegistryStale != stale {
+			t.Errorf("an encrypted token: got stale %v, %v; want %v", encrypted.RegistryStale, err, stale)
+		}
+		w.setting = registry.Setting{Kind: "ID_TOKEN"}
+		signed, err := s.Sign(t.Context(), request())
+		if err != nil || signed.RegistryStale != stale {
+			t.Errorf("a signed token: got stale %v, %v; want %v", signed.RegistryStale, err, stale)
+		}
+		access := request()
+		access.Kind, access.ClientID, access.Claims = signer.AccessToken, "", []byte(`{"sub":"alice","aud":"api","client_id":"app"}`)
+		unbound, err := s.Sign(t.Context(), access)
+		if err != nil || unbound.RegistryStale {
+			t.Errorf("a token that is bound to no client: got stale %v, %v; want false", unbound.RegistryStale, err)
+		}
 	}
 }
 

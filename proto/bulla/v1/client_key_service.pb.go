@@ -1055,7 +1055,9 @@ type ListClientKeysRequest struct {
 	// Only clients in this state. Unspecified: all.
 	State ClientKeyState `protobuf:"varint,2,opt,name=state,proto3,enum=bulla.v1.ClientKeyState" json:"state,omitempty"`
 	// How many at most. 0: 100; more than 1000 counts as 1000. A page may hold
-	// fewer although more follow.
+	// fewer, or none, although more follow: this many clients are looked at, and
+	// those in another state are left out; and a page does not go on for longer
+	// than some moments. Only an empty next_page_token says that it was the last.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before. Empty: from the start.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -1124,7 +1126,8 @@ func (x *ListClientKeysRequest) GetPageToken() string {
 // ListClientKeysResponse is a page of clients.
 type ListClientKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The clients, in the order of their ids.
+	// The clients, in the order of their ids in bytes. All pages together hold each
+	// client that was there all the time exactly once, whoever comes and goes.
 	ClientKeys []*ClientKey `protobuf:"bytes,1,rep,name=client_keys,json=clientKeys,proto3" json:"client_keys,omitempty"`
 	// Asks for the next page. Empty: there is none.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -1427,7 +1430,8 @@ func (x *WatchClientKeysRequest) GetIssuer() string {
 // WatchClientKeysResponse is one change.
 type WatchClientKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The client after the change.
+	// The client after the change. Of a deleted one: its name, its revision and,
+	// as updated_at, when that was.
 	ClientKey *ClientKey `protobuf:"bytes,1,opt,name=client_key,json=clientKey,proto3" json:"client_key,omitempty"`
 	// True if the client was deleted.
 	Deleted       bool `protobuf:"varint,2,opt,name=deleted,proto3" json:"deleted,omitempty"`

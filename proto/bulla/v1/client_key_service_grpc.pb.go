@@ -55,7 +55,20 @@ type ClientKeyServiceClient interface {
 	DeleteClientKey(ctx context.Context, in *DeleteClientKeyRequest, opts ...grpc.CallOption) (*DeleteClientKeyResponse, error)
 	// RefreshClientKey fetches a client's jwks_uri now. It is limited in rate.
 	RefreshClientKey(ctx context.Context, in *RefreshClientKeyRequest, opts ...grpc.CallOption) (*RefreshClientKeyResponse, error)
-	// WatchClientKeys streams the changes of an issuer's clients.
+	// WatchClientKeys streams the changes of an issuer's clients that the caller
+	// may read, whoever makes them and on whichever replica: registrations,
+	// deletions, and what the refresh of a jwks_uri brings. The response headers
+	// come at once; what changes after them is told. A client that changes several
+	// times before the caller reads of it is told of once, as it then stands, and
+	// a change that leaves it as it was told last is not told. That a set or a
+	// secret expires is told of those clients that the watch has told of before.
+	//
+	// What was not told has not changed: a watch that misses something ends. With
+	// REGISTRY_UNAVAILABLE it has missed changes (the caller fell behind by 10 000
+	// clients, or the registry did not answer), and whenever it ends, what changes
+	// until the next one begins is not told: watch again, then list the clients.
+	// A caller with too many watches gets QUOTA_EXCEEDED. A watch ends with the
+	// caller's certificate.
 	WatchClientKeys(ctx context.Context, in *WatchClientKeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchClientKeysResponse], error)
 	// ExplainClientKey lists every key in a client's set: chosen, or why not.
 	ExplainClientKey(ctx context.Context, in *ExplainClientKeyRequest, opts ...grpc.CallOption) (*ExplainClientKeyResponse, error)
@@ -184,7 +197,20 @@ type ClientKeyServiceServer interface {
 	DeleteClientKey(context.Context, *DeleteClientKeyRequest) (*DeleteClientKeyResponse, error)
 	// RefreshClientKey fetches a client's jwks_uri now. It is limited in rate.
 	RefreshClientKey(context.Context, *RefreshClientKeyRequest) (*RefreshClientKeyResponse, error)
-	// WatchClientKeys streams the changes of an issuer's clients.
+	// WatchClientKeys streams the changes of an issuer's clients that the caller
+	// may read, whoever makes them and on whichever replica: registrations,
+	// deletions, and what the refresh of a jwks_uri brings. The response headers
+	// come at once; what changes after them is told. A client that changes several
+	// times before the caller reads of it is told of once, as it then stands, and
+	// a change that leaves it as it was told last is not told. That a set or a
+	// secret expires is told of those clients that the watch has told of before.
+	//
+	// What was not told has not changed: a watch that misses something ends. With
+	// REGISTRY_UNAVAILABLE it has missed changes (the caller fell behind by 10 000
+	// clients, or the registry did not answer), and whenever it ends, what changes
+	// until the next one begins is not told: watch again, then list the clients.
+	// A caller with too many watches gets QUOTA_EXCEEDED. A watch ends with the
+	// caller's certificate.
 	WatchClientKeys(*WatchClientKeysRequest, grpc.ServerStreamingServer[WatchClientKeysResponse]) error
 	// ExplainClientKey lists every key in a client's set: chosen, or why not.
 	ExplainClientKey(context.Context, *ExplainClientKeyRequest) (*ExplainClientKeyResponse, error)
