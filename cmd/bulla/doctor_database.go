@@ -104,7 +104,7 @@ func (d *doctor) clocks(seen *postgres.Examination) finding {
 			way = "behind"
 		}
 		f.Outcome = warned
-		f.Detail = fmt.Sprintf("its clock is %v %s this machine's", off.Round(10*time.Millisecond), way)
+		f.Detail = fmt.Sprintf("its clock is %v %s this machine's", roughly(off), way)
 		f.Advice = "run NTP on both: keys change places by the clock, and replicas must not differ by more than a minute"
 	}
 	return f
@@ -126,4 +126,12 @@ func (d *doctor) notices(seen *postgres.Examination) finding {
 		f.Advice = "correct the connection string for LISTEN; without it this replica has to look for changes, a few times a second"
 	}
 	return f
+}
+
+// roughly is a time with as many digits as there is use for.
+func roughly(d time.Duration) time.Duration {
+	if d > 10*time.Second {
+		return d.Round(time.Second)
+	}
+	return d.Round(10 * time.Millisecond)
 }
