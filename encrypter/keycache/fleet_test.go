@@ -52,7 +52,7 @@ func TestFetchesDoNotGrowWithReplicas(t *testing.T) {
 	} {
 		one, four := fetchesOf(t, 1, a), fetchesOf(t, 4, a)
 		t.Logf("%s: %d fetches in two days by 1 replica, %d by 4", name, one, four)
-		if one < 100 || four > one+one/50 {
+		if one < 100 || four > one+one/50+3 {
 			t.Errorf("%s: %d fetches by 1 replica and %d by 4, want no more by 4", name, one, four)
 		}
 	}
@@ -78,6 +78,7 @@ func TestFirstFetchIsMadeOnceForAllReplicas(t *testing.T) {
 			t.Errorf("%d fetches in %v, want 1, and the others not long after it", got, took)
 		}
 		// A replica that comes later is warm after one read.
+		f.sleep(time.Second)
 		late := f.join()
 		_, before, _ := f.store.counts()
 		late.warm("app")
@@ -562,5 +563,148 @@ func TestClosingReplicaGivesItsLeaseBack(t *testing.T) {
 		f.hosts.serve(uri, fresh(set("k1"), time.Hour))
 		f.replicas[1].warm("app")
 		synctest.Wait()
+	})
+}
+
+// TestLimitIsSeenInTheStore: a refresh that found nothing new is not announced,
+// and limits those on other replicas all the same.
+func TestLimitIsSeenInTheStore(t *testing.T) {
+	inFleet(t, 2, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("k1"), time.Hour))
+		reg := f.register(withURI("app", uri))
+		for _, r := range f.replicas {
+			r.use("app")
+		}
+		f.sleep(time.Minute)
+		told := f.store.count().told
+		if _, err := f.replicas[0].Refresh(t.Context(), reg); err != nil {
+			t.Fatal(err)
+		}
+		f.sleep(4 * time.Second)
+		n := f.hosts.count(uri)
+		for range 2 { // and again, without asking the store
+			_, err := f.replicas[1].Refresh(t.Context(), reg)
+			var limit *LimitError
+			if !errors.As(err, &limit) || limit.RetryAfter != 6*time.Second {
+				t.Errorf("got %v, want a LimitError of 6 s", err)
+			}
+		}
+		if got := f.store.count(); got.told != told || f.hosts.count(uri) != n || f.store.held(uri) {
+			t.Errorf("%d announcements, %d fetches, a lease held: %v; want none", got.told-told, f.hosts.count(uri)-n, f.store.held(uri))
+		}
+		f.sleep(6 * time.Second)
+		if _, err := f.replicas[1].Refresh(t.Context(), reg); err != nil {
+			t.Errorf("after the limit: %v", err)
+		}
+		// A clock that was ahead by years limits nobody.
+		f.sleep(time.Minute)
+		f.store.edit(func(s *memStore) {
+			ks := s.sets[uri]
+			ks.ForcedAt = time.Now().Add(9999 * time.Hour)
+			s.sets[uri] = ks
+		})
+		if _, err := f.replicas[0].Refresh(t.Context(), reg); err != nil {
+			t.Errorf("with a stored time that is years ahead: %v", err)
+		}
+	})
+}
+
+func TestCheckTakesWhatAnotherFetches(t *testing.T) {
+	for name, a := range map[string]answer{"a set": fresh(set("k1"), time.Hour), "nothing": down} {
+		inFleet(t, 2, func(t *testing.T, f *fleet) {
+			f.hosts.serve(uri, slow(3*time.Second, a))
+			f.register(withURI("app", uri))
+			go func() { _, _ = f.replicas[0].Recipient(t.Context(), issuer, "app", idToken) }()
+			f.sleep(time.Second)
+			reg := withURI("second", uri)
+			s, err := f.replicas[1].Check(t.Context(), &reg)
+			if name == "a set" && (err != nil || len(s.Recipients) != 2) || name == "nothing" && !errors.Is(err, ErrUnavailable) {
+				t.Errorf("%s: got %+v, %v", name, s, err)
+			}
+			if got := f.hosts.count(uri); got != 1 {
+				t.Errorf("%s: %d fetches, want 1", name, got)
+			}
+		})
+	}
+}
+
+func TestStoreLostDuringAFetch(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("old"), time.Hour))
+		reg := f.register(withURI("app", uri))
+		r := f.replicas[0]
+		r.use("app")
+		f.sleep(time.Minute)
+		f.hosts.serve(uri, slow(2*time.Second, fresh(set("new"), time.Hour)))
+		time.AfterFunc(time.Second, func() { f.store.fail(registry.ErrUnavailable) })
+		if _, err := r.Refresh(t.Context(), reg); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("got %v, want registry.ErrUnavailable", err)
+		}
+		if got := r.warm("app"); kid(got) != "new" {
+			t.Errorf("got key %s, want new", kid(got))
+		}
+		f.store.fail(nil)
+		f.sleep(time.Hour)
+		if ks, _ := f.store.stored(uri); !bytes.Contains(ks.Document, []byte("new")) {
+			t.Error("not stored although the store has come back")
+		}
+	})
+}
+
+// TestFailureIsNotStoredOverASet: the document of the set in memory is nowhere,
+// and the store has an older one, which is better than none.
+func TestFailureIsNotStoredOverASet(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, notModified(set("k2"), 10*time.Minute))
+		f.register(withURI("app", uri))
+		r := f.replicas[0]
+		r.use("app")
+		f.store.fail(registry.ErrUnavailable)
+		f.sleep(10 * time.Minute) // renewed in memory only
+		f.store.fail(nil)
+		older := set("k1")
+		f.store.edit(func(s *memStore) {
+			ks := s.sets[uri]
+			ks.Document, ks.FetchedAt = older, ks.FetchedAt.Add(-time.Hour)
+			s.sets[uri] = ks
+		})
+		f.hosts.serve(uri, down)
+		f.sleep(30 * time.Minute)
+		if got := r.warm("app"); kid(got) != "k2" || !got.Stale {
+			t.Errorf("got key %s, stale %v; want k2, stale", kid(got), got.Stale)
+		}
+		if ks, _ := f.store.stored(uri); !bytes.Equal(ks.Document, older) {
+			t.Error("the stored set is gone")
+		}
+		if f.store.held(uri) {
+			t.Error("the lease was not given back")
+		}
+		doc := set("k3")
+		f.hosts.serve(uri, notModified(doc, 10*time.Minute))
+		f.sleep(7 * time.Minute)
+		if ks, _ := f.store.stored(uri); !bytes.Equal(ks.Document, doc) {
+			t.Error("not stored when the host has come back")
+		}
+	})
+}
+
+// TestPanicWhileANewSetIsChosenFromIsAFailure keeps the last good set in use.
+func TestPanicWhileANewSetIsChosenFromIsAFailure(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.hosts.serve(uri, fresh(set("k1"), 10*time.Minute))
+		w.register(withURI("app", uri))
+		w.mustUse("app")
+		src := w.sources.get(uri)
+		src.mu.Lock()
+		src.state.Load().set.add(&demand{settings: make([]setting, 1)}, nil) // which panics
+		src.mu.Unlock()
+		w.hosts.serve(uri, fresh(set("k2"), 10*time.Minute))
+		w.sleep(9*time.Minute + 40*time.Second)
+		if r := w.mustUse("app"); kid(r) != "k1" {
+			t.Errorf("got key %s, want k1", kid(r))
+		}
+		if s := w.status("app"); s.State != Failing {
+			t.Errorf("got %+v, want Failing", s)
+		}
 	})
 }

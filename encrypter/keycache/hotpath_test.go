@@ -21,7 +21,7 @@ func warmCache(t testing.TB) *Cache {
 	store := newMemStore()
 	h := &hosts{answers: map[string]answer{uri: fresh(set("k1"), time.Hour)}}
 	v := newVault()
-	c, err := New(Config{Store: store, Fetcher: h, Secrets: v.keeper(), IssuerURL: issuerURL, Feed: steady{}})
+	c, err := New(Config{Store: store, Fetcher: h, Secrets: v.keeper(), IssuerURL: issuerURL, Feed: steady{time.Now()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,9 +47,9 @@ func warmCache(t testing.TB) *Cache {
 }
 
 // steady is a feed that has always told all.
-type steady struct{}
+type steady struct{ now time.Time }
 
-func (steady) Current() time.Time { return time.Now() }
+func (s steady) Current() time.Time { return s.now }
 
 func TestWarmClientAllocatesNothing(t *testing.T) {
 	c := warmCache(t)

@@ -474,7 +474,10 @@ func (c *Cache) choose(ctx context.Context, key clientKey, cl *client, src *sour
 		if all := cl.chosen(state.set); all != nil {
 			return state, all, nil
 		}
-		t, err := c.textLoads.do(ctx, src, c.start, func() (*text, error) { return c.loadText(src, state) })
+		t, err := c.textLoads.do(ctx, src, c.start, func() (*text, error) { return c.loadText(cl, src, state) })
+		if errors.Is(err, errChosen) {
+			continue
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -501,11 +504,17 @@ func (c *Cache) choose(ctx context.Context, key clientKey, cl *client, src *sour
 	}
 }
 
+// errChosen: another call has chosen for the client meanwhile.
+var errChosen = errors.New("chosen")
+
 // loadText returns the document of state, another one if the store has another,
-// or nil if there is none.
-func (c *Cache) loadText(src *source, state *setState) (*text, error) {
+// or nil if there is none. It is errChosen if cl does not need it any more.
+func (c *Cache) loadText(cl *client, src *source, state *setState) (*text, error) {
 	if t := src.textOf(state); t != nil {
 		return t, nil
+	}
+	if cl.chosen(state.set) != nil {
+		return nil, errChosen
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.FetchTimeout)
 	defer cancel()

@@ -126,3 +126,13 @@ func TestMaterialChangesAreTold(t *testing.T) {
 		}
 	})
 }
+
+func TestStatesHaveTheirNames(t *testing.T) {
+	for state, want := range map[State]string{
+		Ready: "READY", Stale: "STALE", Expired: "EXPIRED", Failing: "FAILING", NoUsableKey: "NO_USABLE_KEY", 0: "State(0)",
+	} {
+		if got := state.String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}

@@ -33,6 +33,23 @@ const (
 	NoUsableKey
 )
 
+// String returns the state as the API names it, without a prefix.
+func (s State) String() string {
+	switch s {
+	case Ready:
+		return "READY"
+	case Stale:
+		return "STALE"
+	case Expired:
+		return "EXPIRED"
+	case Failing:
+		return "FAILING"
+	case NoUsableKey:
+		return "NO_USABLE_KEY"
+	}
+	return fmt.Sprintf("State(%d)", int(s))
+}
+
 // Status is what is known of a client's keys at a moment.
 type Status struct {
 	State State
