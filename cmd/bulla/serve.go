@@ -83,11 +83,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 		}
 	}()
 
-	if os.Getenv("GOGC") == "" {
-		// The heap is small and its garbage short-lived: collecting it less
-		// often saves CPU, for some megabytes.
-		debug.SetGCPercent(400)
-	}
+	collectLess(cfg)
 	if err := checkFiles(cfg, log); err != nil {
 		return err
 	}
@@ -289,5 +285,20 @@ func ignoreClosed(closeIt func() error) func() error {
 			return err
 		}
 		return nil
+	}
+}
+
+// collectLess has garbage collected less often than is usual: most of it is
+// short-lived, and that saves CPU, for memory. With many clients in memory it
+// would cost hundreds of megabytes, so there is a bound beyond which it is
+// collected more often again: about twice what the clients may take. Whoever
+// sets GOGC or GOMEMLIMIT decides for himself.
+func collectLess(cfg *config.Config) {
+	const rest = 192 << 20 // what the service needs beside its clients, with much to spare
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(2*int64(cfg.Cache.Memory) + rest)
 	}
 }
