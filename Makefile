@@ -65,9 +65,9 @@ bench: ## Speed: CPU per operation and its ratio to the floor, interleaved
 	$(GO) run ./internal/bench
 
 .PHONY: soak
-soak: ## The long runs: a minute of load by 32 callers, every token opened; the fault table; a TPM
+soak: ## The long runs: a minute of load by 32 callers, every token opened; the fault table; a fleet; a TPM
 	@scripts/install.sh soak
-	BULLA_SOAK=1 $(GO) test -p 1 -count=1 -timeout 60m -v -run 'TestSoak|TestFaults' ./e2e/... ./kms/pkcs11
+	BULLA_SOAK=1 $(GO) test -p 1 -count=1 -timeout 60m -v -run 'TestSoak|TestFaults|TestFleet' ./e2e/... ./kms/pkcs11
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -7,19 +7,25 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
 
 // Config says where the service is and who calls it.
 type Config struct {
-	// Address is host:port of the gRPC listener. Required.
+	// Address is host:port of the gRPC listener. Several, separated by commas,
+	// are replicas: calls go to one after the other, and to none that is down
+	// or says that it is not ready. Required.
 	Address string
 	// CAFile holds the CA of the service's certificate. Empty: the system's.
 	CAFile string
@@ -27,12 +33,26 @@ type Config struct {
 	// service knows it. Required unless Plaintext.
 	CertFile, KeyFile string
 	// ServerName is the name the service's certificate must hold. Empty: the
-	// host of Address.
+	// host of Address, of each replica its own.
 	ServerName string
 	// Plaintext connects without TLS, to a loopback address only: a service in
 	// development.
 	Plaintext bool
+	// Attempts is how often a call is made, at most, while it fails with
+	// UNAVAILABLE: a replica has gone, or cannot do its work for now. It waits in
+	// between, for as long as the service asks for, within the caller's deadline;
+	// with several replicas the next attempt is another's. This concerns what may
+	// be done twice: issuing tokens (but by a stream), and reading. Whether a
+	// change was made before the connection was lost is for the caller to find
+	// out. 1 is never again, 5 the most. Default: 4.
+	Attempts int
+	// Options are added to those of the connection, such as a stats.Handler for
+	// telemetry. Default: none.
+	Options []grpc.DialOption
 }
+
+// maxAttempts is gRPC's own bound.
+const maxAttempts = 5
 
 // Client calls the service. It is safe for concurrent use; one is enough for a
 // process.
@@ -56,7 +76,12 @@ func Dial(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient("dns:///"+cfg.Address, grpc.WithTransportCredentials(creds), grpc.WithKeepaliveParams(alive))
+	target, options, err := cfg.target()
+	if err != nil {
+		return nil, err
+	}
+	options = append(options, grpc.WithTransportCredentials(creds), grpc.WithKeepaliveParams(alive))
+	conn, err := grpc.NewClient(target, append(options, cfg.Options...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Address, err)
 	}
@@ -74,16 +99,58 @@ func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 // Close ends the connection. Calls in flight fail.
 func (c *Client) Close() error { return c.conn.Close() }
 
-func (cfg Config) credentials() (credentials.TransportCredentials, error) {
-	host, _, err := net.SplitHostPort(cfg.Address)
-	if err != nil {
-		return nil, fmt.Errorf("address %q: write host:port: %w", cfg.Address, err)
-	}
-	if cfg.Plaintext {
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			return nil, fmt.Errorf("address %q: without TLS only a loopback address is called", cfg.Address)
+// addresses are the host:port of Address, and their hosts.
+func (cfg Config) addresses() (addresses, hosts []string, err error) {
+	for a := range strings.SplitSeq(cfg.Address, ",") {
+		host, _, err := net.SplitHostPort(a)
+		if err != nil {
+			return nil, nil, fmt.Errorf("address %q: write host:port: %w", a, err)
 		}
-		return insecure.NewCredentials(), nil
+		if ip := net.ParseIP(host); cfg.Plaintext && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return nil, nil, fmt.Errorf("address %q: without TLS only a loopback address is called", a)
+		}
+		addresses, hosts = append(addresses, a), append(hosts, host)
+	}
+	return addresses, hosts, nil
+}
+
+// target is what gRPC connects to, and how calls are spread and made again.
+func (cfg Config) target() (string, []grpc.DialOption, error) {
+	attempts := cfg.Attempts
+	if attempts == 0 {
+		attempts = 4
+	}
+	if attempts < 1 || attempts > maxAttempts {
+		return "", nil, fmt.Errorf("%d attempts: write 1 to %d, or 0 for the default", cfg.Attempts, maxAttempts)
+	}
+	addresses, hosts, err := cfg.addresses()
+	if err != nil {
+		return "", nil, err
+	}
+	options := []grpc.DialOption{grpc.WithDefaultServiceConfig(serviceConfig(attempts, len(addresses) > 1))}
+	if len(addresses) == 1 {
+		return "dns:///" + cfg.Address, options, nil
+	}
+	replicas := manual.NewBuilderWithScheme("bulla")
+	state := resolver.State{}
+	for i, a := range addresses {
+		name := cfg.ServerName
+		if name == "" {
+			name = hosts[i]
+		}
+		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a, ServerName: name}}})
+	}
+	replicas.InitialState(state)
+	// A replica that was away is called again soon: gRPC's own pauses grow to two
+	// minutes.
+	again := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second}, MinConnectTimeout: 5 * time.Second}
+	// The authority of calls is that of the first; it chooses nothing.
+	return "bulla:///" + addresses[0], append(options, grpc.WithResolvers(replicas), grpc.WithConnectParams(again)), nil
+}
+
+func (cfg Config) credentials() (credentials.TransportCredentials, error) {
+	if cfg.Plaintext {
+		return insecure.NewCredentials(), nil // for loopback alone: see addresses
 	}
 	if cfg.CertFile == "" || cfg.KeyFile == "" {
 		return nil, errors.New("the service knows its callers by their certificates: give a certificate and its key")

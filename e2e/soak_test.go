@@ -35,7 +35,7 @@ func TestSoak(t *testing.T) {
 	})
 	leaf := s.Leaf(t, harness.Admin)
 	dial := func() *client.Client {
-		c, err := client.Dial(client.Config{Address: s.GRPC, CAFile: s.CA.File, CertFile: leaf.CertFile, KeyFile: leaf.KeyFile})
+		c, err := client.Dial(client.Config{Address: s.GRPC, CAFile: s.CA.File, CertFile: leaf.CertFile, KeyFile: leaf.KeyFile, Attempts: 1})
 		if err != nil {
 			t.Fatal(err)
 		}

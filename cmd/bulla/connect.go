@@ -30,6 +30,7 @@ func (c *connection) register(cmd *cobra.Command) {
 
 // call connects, and runs f within the timeout.
 func (c *connection) call(cmd *cobra.Command, f func(ctx context.Context, service *client.Client) error) error {
+	c.config.Attempts = 1 // whoever looks wants to see why it fails
 	service, err := client.Dial(c.config)
 	if err != nil {
 		return err

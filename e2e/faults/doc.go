@@ -9,7 +9,7 @@
 // what they are done to, and load_test.go the callers.
 //
 // BULLA_SOAK=1 gives each fault its full length, all of them with the module in
-// a worker too, and writes docs/faults.md; the latter alone is done by
+// a worker too, and writes its part of docs/faults.md; the latter alone is done by
 // BULLA_FAULTS_WRITE=1. Without it, the goal of 2 s is one of 5 s where the race
 // detector and other packages' tests slow the service down.
 package faults

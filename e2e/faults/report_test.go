@@ -3,13 +3,14 @@ package faults
 import (
 	"fmt"
 	"maps"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/bulla-project/bulla/e2e/harness"
 )
 
 const page = "../../docs/faults.md"
@@ -19,7 +20,7 @@ type report struct {
 	here, isolated, cloud []row
 }
 
-// write writes the page. What missed its goal says so there too.
+// write writes its part of the page. What missed its goal says so there too.
 func (r *report) write(t *testing.T) {
 	t.Helper()
 	version, err := exec.CommandContext(t.Context(), "softhsm2-util", "--version").Output()
@@ -30,9 +31,7 @@ func (r *report) write(t *testing.T) {
 	fmt.Fprintf(&b, intro, callers, deadline, pause, goal, callers, strings.TrimSpace(string(version)), runtime.NumCPU(), sessions)
 	b.WriteString(r.tables())
 	b.WriteString(r.legend())
-	if err := os.WriteFile(page, []byte(b.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	harness.WritePart(t, page, "faults", b.String())
 }
 
 const intro = `<!-- Written by "make soak". Change e2e/faults/report_test.go and run it again. -->

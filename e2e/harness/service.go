@@ -61,6 +61,8 @@ type Config struct {
 	Issuers, Grants []M
 	// Wrapping says where the wrapping key is. Default: on Token.
 	Wrapping M
+	// Store is the configuration's store section. Default: a file in Dir.
+	Store M
 	// Plaintext is the development mode, without TLS.
 	Plaintext bool
 	// Env is added to the service's environment.
@@ -157,13 +159,20 @@ func Start(t testing.TB, cfg Config) *Service {
 	s := New(t, cfg)
 	s.Run(t)
 	s.WaitReady(t)
+	s.WaitKeys(t, max(1, len(cfg.Algorithms)))
+	return s
+}
+
+// WaitKeys waits until Issuer has want signing keys and all of them sign.
+func (s *Service) WaitKeys(t testing.TB, want int) {
+	t.Helper()
 	admin := s.Caller(t, Admin)
 	Eventually(t, func() error {
 		res, err := admin.SigningKeys.ListSigningKeys(t.Context(), &bullav1.ListSigningKeysRequest{Issuer: Issuer})
 		if err != nil {
 			return err
 		}
-		if got, want := len(res.GetSigningKeys()), max(1, len(cfg.Algorithms)); got != want {
+		if got := len(res.GetSigningKeys()); got != want {
 			return fmt.Errorf("%d of %d signing keys are there", got, want)
 		}
 		for _, k := range res.GetSigningKeys() {
@@ -173,7 +182,6 @@ func Start(t testing.TB, cfg Config) *Service {
 		}
 		return nil
 	})
-	return s
 }
 
 // New makes a Service and does not start it. It ends with the test.
@@ -237,6 +245,9 @@ func (s *Service) tree(t testing.TB, cfg Config, ip string) M {
 	tree := M{
 		"grpc": M{"listen": s.GRPC}, "http": M{"listen": s.HTTP}, "ops": M{"listen": s.Ops},
 		"store": M{"bolt": M{"path": "bulla.db"}}, "audit": M{"path": "audit.log"},
+	}
+	if cfg.Store != nil {
+		tree["store"] = maps.Clone(cfg.Store)
 	}
 	if cfg.Plaintext {
 		tree["development"] = true
@@ -501,10 +512,13 @@ func (s *Service) CallerWith(t testing.TB, leaf *Leaf) *client.Client {
 	return s.Dial(t, client.Config{CAFile: s.CA.File, CertFile: leaf.CertFile, KeyFile: leaf.KeyFile})
 }
 
-// Dial connects to the service.
+// Dial connects to the service. What fails is seen: no call is made again,
+// unless cfg says so.
 func (s *Service) Dial(t testing.TB, cfg client.Config) *client.Client {
 	t.Helper()
-	cfg.Address = s.GRPC
+	if cfg.Address = s.GRPC; cfg.Attempts == 0 {
+		cfg.Attempts = 1
+	}
 	c, err := client.Dial(cfg)
 	if err != nil {
 		t.Fatal(err)

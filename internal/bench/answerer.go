@@ -104,7 +104,7 @@ func (b *bench) startAnswerer(ca *harness.CA, cfg answererConfig) (*answerer, er
 		return nil, fmt.Errorf("the answerer did not start: %w", err)
 	}
 	caller := ca.Issue(b.t, harness.LeafConfig{URI: harness.Admin})
-	a.client, err = client.Dial(client.Config{Address: strings.TrimSpace(address), CAFile: ca.File, CertFile: caller.CertFile, KeyFile: caller.KeyFile})
+	a.client, err = client.Dial(client.Config{Address: strings.TrimSpace(address), CAFile: ca.File, CertFile: caller.CertFile, KeyFile: caller.KeyFile, Attempts: 1})
 	if err == nil {
 		b.t.Cleanup(func() { _ = a.client.Close() }) // nothing is lost by its errors
 	}
