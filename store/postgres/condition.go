@@ -163,33 +163,34 @@ const (
 	calm = 250 * time.Millisecond
 	// retry follows when the database could not be reached.
 	retry = 100 * time.Millisecond
-	// recheck follows when the tables were not right.
+	// recheck follows when the tables were not right, or the database does not
+	// let us in: each try is a failed login.
 	recheck = time.Second
 	// slow is a failure that not everybody should wait for.
 	slow = 500 * time.Millisecond
 )
 
 // watch looks at the database when somebody suspects it, and again and again
-// while something is wrong, until ctx ends.
+// while something is wrong, until ctx ends. After each look it pauses: a port
+// that refuses answers ten thousand times a second.
 func (e *engine) watch(ctx context.Context) {
 	for {
-		var again <-chan time.Time
-		if !e.cond.well.Load() {
-			again = time.After(e.pause)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-again:
-		case <-e.cond.kick:
-		}
-		e.look(ctx)
 		if e.cond.well.Load() {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(calm):
+			case <-e.cond.kick:
 			}
+		}
+		e.look(ctx)
+		pause := calm
+		if !e.cond.well.Load() {
+			pause = e.pause
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
 		}
 	}
 }
@@ -214,6 +215,9 @@ func (e *engine) look(ctx context.Context) {
 		// It is there; the connections of the pool may well do.
 		e.cond.worked()
 	default:
+		if f.refused() {
+			e.pause = recheck
+		}
 		e.cond.lose(err, time.Since(begun) > slow)
 	}
 }

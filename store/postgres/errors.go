@@ -61,6 +61,7 @@ const (
 	undefinedColumn       = "42703"
 	invalidSchemaName     = "3F000"
 	insufficientPrivilege = "42501"
+	invalidCatalogName    = "3D000"
 	tooManyConnections    = "53300"
 )
 
@@ -72,6 +73,11 @@ func (f *failure) wrongTables() bool {
 		return true
 	}
 	return false
+}
+
+// refused reports whether the database is there and does not let us in.
+func (f *failure) refused() bool {
+	return strings.HasPrefix(f.code, "28") || f.code == invalidCatalogName
 }
 
 // Bounds of time, besides those of the callers' contexts.
