@@ -84,8 +84,8 @@ func TestARegistryIsCarriedFromOneFileToAnother(t *testing.T) {
 	}
 
 	to := lookAlike(t)
-	mustCarry(t, to, "Imported "+filled+"; 6 rows written, and the rest was there already", "import", "-f", file)
-	mustCarry(t, to, "Imported "+filled+"; all of it was there already", "import", "-f", file)
+	mustCarry(t, to, "Imported "+filled+"; 6 rows written by this run, which is all", "import", "-f", file)
+	mustCarry(t, to, "Imported "+filled+"; nothing written by this run, and 6 rows there already", "import", "-f", file)
 	wantFilledStore(t, to)
 	to.Run(t)
 	to.WaitReady(t)
@@ -143,7 +143,7 @@ func TestARegistryGoesToPostgresAndBack(t *testing.T) {
 			t.Errorf("bulla migrate printed %s (%v)", out, err)
 		}
 	}
-	mustCarry(t, fleet, "Imported "+filled+"; 6 rows written, and the rest was there already", "import", "-f", file)
+	mustCarry(t, fleet, "Imported "+filled+"; 6 rows written by this run, which is all", "import", "-f", file)
 	wantFilledStore(t, fleet)
 
 	// What a running replica has written goes along too, and so does what it
@@ -169,7 +169,7 @@ func TestARegistryGoesToPostgresAndBack(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(home.Dir, "back.jsonl"), []byte(back), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mustCarry(t, home, "Imported "+more+"; 7 rows written, and the rest was there already", "import", "-f", filepath.Join(home.Dir, "back.jsonl"))
+	mustCarry(t, home, "Imported "+more+"; 7 rows written by this run, which is all", "import", "-f", filepath.Join(home.Dir, "back.jsonl"))
 	wantFilledStore(t, home)
 }
 

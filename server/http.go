@@ -70,7 +70,10 @@ type Ops struct {
 //
 // A service that is degraded is ready. What it lacks, such as the store, the
 // other replicas lack too, so that to take all of them out of service would make
-// an outage of it.
+// an outage of it. It is so for twice max_lag: without the store for longer than
+// that, keys may have been changed elsewhere, nothing is signed any more, and
+// /readyz answers 503. So it does from the beginning where a replica starts while
+// its store is away, as that has never read its keys.
 func OpsHandler(o Ops) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {

@@ -27,19 +27,22 @@ func (d *doctor) database(ctx context.Context) []finding {
 		return []finding{f}
 	}
 	seen, err := postgres.Examine(ctx, cfg)
-	if err != nil {
-		f.Detail, f.Advice = err.Error(), "correct the connection string, or see to the database and the network; the service starts without it, and serves nothing until it is there"
+	if errors.Is(err, postgres.ErrDSN) {
+		f.Detail, f.Advice = err.Error(), "correct the connection string; with this one the service does not start"
 		return []finding{f}
 	}
-	found := []finding{d.server(seen), d.rights(seen), d.clocks(seen), d.notices(seen)}
-	if f := d.schema(seen); f.Outcome == failed || seen.Problem != nil {
-		return append(found, f)
-	} else if err := d.readStore(ctx); err != nil { // for the data keys
-		f.Outcome, f.Detail, f.Advice = failed, err.Error(), "see what is said above of the database"
-		return append(found, f)
-	} else {
-		return append(found, f)
+	if err != nil {
+		f.Detail, f.Advice = err.Error(), "see to the database, to the network, and to what the connection string says; the service starts without it, and serves nothing until it is there"
+		return []finding{f}
 	}
+	schema := d.schema(seen)
+	if schema.Outcome != failed && seen.Problem == nil {
+		if err := d.readStore(ctx); err != nil { // for the data keys
+			schema = f
+			schema.Detail, schema.Advice = err.Error(), "see what is said above of the database"
+		}
+	}
+	return []finding{d.server(seen), d.rights(seen), d.clocks(seen), d.notices(seen), schema}
 }
 
 // server says what answers.

@@ -3,11 +3,13 @@ package main
 import (
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/store/postgres"
 	"github.com/bulla-project/bulla/store/postgres/pgtest"
 )
@@ -119,6 +121,26 @@ func TestDoctorLooksAtPostgres(t *testing.T) {
 			d.wants(developing, want)
 			if strings.Contains(d.text, "hunter2") {
 				t.Errorf("the password is shown:\n%s", d.text)
+			}
+			starts, not := strings.Contains(d.text, "the service starts without it"), strings.Contains(d.text, "the service does not start")
+			if wrong := !strings.Contains(want, "reached") && !strings.Contains(want, "nobody"); starts == wrong || not != wrong {
+				t.Errorf("a DSN that is wrong: %t; and the advice is\n%s", wrong, d.text)
+			}
+		}
+		// As the doctor says, so it is.
+		for dsn, starts := range map[string]bool{"postgres://bulla@127.0.0.1:1/bulla": true, "postgres://bulla@db.invalid/bulla": false} {
+			cfg, err := config.Load(databaseSite(t, dsn, "", "").config())
+			if err != nil {
+				t.Fatal(err)
+			}
+			store, err := openStore(t.Context(), cfg, storeUse{keys: dataKeysConfig(cfg, newWrappingKeys(cfg), nil), log: slog.New(slog.DiscardHandler)})
+			if (err == nil) != starts {
+				t.Errorf("%s: %v", dsn, err)
+			}
+			if err == nil {
+				if err := store.Close(); err != nil {
+					t.Error(err)
+				}
 			}
 		}
 		s := databaseSite(t, "x", "", "")

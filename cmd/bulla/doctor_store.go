@@ -53,8 +53,9 @@ func (d *doctor) storeFile(ctx context.Context) []finding {
 // storedDataKeys is what the section of the store read, before it answered.
 type storedDataKeys struct {
 	mu      sync.Mutex
-	read    bool // guarded by mu, like records
+	read    bool // guarded by mu, like those below
 	records []datakey.Record
+	broken  bool // there are rows and no data key
 }
 
 // readStore opens the store, without any wrapping key, and keeps what it says of
@@ -68,11 +69,12 @@ func (d *doctor) readStore(ctx context.Context) error {
 	}
 	err = store.Check(ctx)
 	records, readErr := store.DataKeys(ctx)
-	if err = errors.Join(err, readErr, store.Close()); err != nil {
+	broken, rowsErr := store.ImportBrokenOff(ctx)
+	if err = errors.Join(err, readErr, rowsErr, store.Close()); err != nil {
 		return err
 	}
 	d.stored.mu.Lock()
 	defer d.stored.mu.Unlock()
-	d.stored.read, d.stored.records = true, records
+	d.stored.read, d.stored.records, d.stored.broken = true, records, broken
 	return nil
 }

@@ -27,6 +27,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/awskms/awstest"
 	"github.com/bulla-project/bulla/kms/datakey"
@@ -623,6 +624,65 @@ func (s *site) writeStore(edit func(*bolt.Store)) {
 	if err := errors.Join(store.Close(), open.Close()); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+func TestDoctorTellsOfAnImportThatWasBrokenOff(t *testing.T) {
+	const uri = "https://client.example/jwks"
+	from := newLocalSite(t)
+	var export bytes.Buffer
+	from.writeStore(func(store *bolt.Store) {
+		client := registry.Registration{
+			Issuer: "main", ClientID: "app", Source: registry.Source{JWKSURI: uri},
+			Settings: []registry.Setting{{Kind: "ID_TOKEN", EncryptionAlgorithm: "RSA-OAEP-256", ContentEncryption: "A256GCM"}},
+		}
+		if _, err := store.Put(t.Context(), client, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.PutKeySet(t.Context(), registry.KeySet{URI: uri, Document: []byte(`{"keys":[]}`)}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Export(t.Context(), &export); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	to := newLocalSite(t)
+	keys, err := os.ReadFile(from.path("keys.json")) // the wrapping key goes along
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.write("keys.json", keys)
+	whole := export.Bytes()
+	file := to.path("bulla.db")
+	importOf := func(data []byte) error {
+		cfg, err := config.Load(to.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open, err := openBackends(t.Context(), cfg, nil, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrapping := newWrappingKeys(cfg)
+		wrapping.backends.Store(open)
+		store, err := bolt.Open(t.Context(), bolt.Config{Path: file, DataKeys: dataKeysConfig(cfg, wrapping, nil)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = store.Import(t.Context(), bytes.NewReader(data))
+		if err := errors.Join(store.Close(), open.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return err
+	}
+	if err := importOf(whole[:len(whole)-10]); err == nil {
+		t.Fatal("half an export was imported")
+	}
+	to.doctor().wants(developing, "ok store opens", "FAIL datakeys an import was not completed")
+	if err := importOf(whole); err != nil {
+		t.Fatal(err)
+	}
+	to.doctor().wants(developing, "ok store opens", "ok datakeys dk-1: unwrapped; dk-1 is the current one")
 }
 
 func TestDoctorUnwrapsTheDataKeysAndMakesNone(t *testing.T) {

@@ -163,12 +163,18 @@ func (o *openWrappers) get(location string) kms.Wrapper {
 // closed meanwhile: a service that starts must not have to wait for an HSM.
 func (d *doctor) dataKeys(ctx context.Context) []finding {
 	d.stored.mu.Lock()
-	read, records := d.stored.read, d.stored.records
+	read, records, broken := d.stored.read, d.stored.records, d.stored.broken
 	d.stored.mu.Unlock()
 	if !read {
 		return nil
 	}
 	f := finding{Check: "datakeys", Subject: storeName(d.cfg), Outcome: good}
+	if broken {
+		f.Outcome = failed
+		f.Detail = "an import was not completed: there are rows, and none of the data keys that an import writes last, without which nothing of them counts"
+		f.Advice = `run "bulla registry import" again, with the same export, before the service is started; if there was no import, somebody has removed the data keys: restore the store from a backup`
+		return []finding{f}
+	}
 	if len(records) == 0 {
 		f.Detail = "none yet; the service makes the first when it writes"
 		return []finding{f}

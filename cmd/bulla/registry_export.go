@@ -70,6 +70,7 @@ type exportOutput struct {
 	path  string   // empty: standard output
 	file  *os.File // beside path
 	force bool
+	link  func(from, to string) error // os.Link
 }
 
 func newExportOutput(cmd *cobra.Command, path string, force bool) (*exportOutput, error) {
@@ -88,7 +89,7 @@ func newExportOutput(cmd *cobra.Command, path string, force bool) (*exportOutput
 	if err != nil {
 		return nil, err
 	}
-	return &exportOutput{Writer: f, path: path, file: f, force: force}, nil
+	return &exportOutput{Writer: f, path: path, file: f, force: force, link: os.Link}, nil
 }
 
 func existsAlready(path string) error {
@@ -115,13 +116,11 @@ func (o *exportOutput) end(err error) error {
 
 // place gives the whole file its name, durably.
 func (o *exportOutput) place() error {
-	if o.force {
-		if err := os.Rename(o.file.Name(), o.path); err != nil {
-			return err
-		}
-	} else if err := os.Link(o.file.Name(), o.path); errors.Is(err, fs.ErrExist) {
-		return existsAlready(o.path) // since it was looked for
-	} else if err != nil {
+	name := o.rename
+	if !o.force {
+		name = o.nameNew
+	}
+	if err := name(); err != nil {
 		return err
 	}
 	folder, err := os.Open(filepath.Dir(o.path))
@@ -130,3 +129,30 @@ func (o *exportOutput) place() error {
 	}
 	return errors.Join(folder.Sync(), folder.Close())
 }
+
+// nameNew gives the file its name unless something has it, which may have come
+// since it was looked for.
+func (o *exportOutput) nameNew() error {
+	err := o.link(o.file.Name(), o.path)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return existsAlready(o.path)
+	}
+	// Not every file system has links. An empty file holds the name there, until
+	// the whole one takes its place.
+	hold, err := os.OpenFile(o.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return existsAlready(o.path)
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(hold.Close(), o.rename()); err != nil {
+		return errors.Join(err, os.Remove(o.path))
+	}
+	return nil
+}
+
+func (o *exportOutput) rename() error { return os.Rename(o.file.Name(), o.path) }

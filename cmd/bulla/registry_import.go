@@ -49,14 +49,34 @@ wrapping.key or in wrapping.former.`,
 			}); err != nil {
 				return err
 			}
-			there := "all of it was there already"
-			if counts.Written > 0 {
-				there = fmt.Sprintf("%s written, and the rest was there already", plural(counts.Written, "row"))
-			}
-			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "Imported %s; %s\n", describeCounts(counts), there)
+			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "Imported %s; %s\n", describeCounts(counts), describeImport(counts))
 			return err
 		},
 	}
 	cmd.Flags().StringVarP(&path, "file", "f", "-", `the export, or "-" for the standard input`)
 	return cmd
+}
+
+// describeImport says what this run of an import did, which may not have been the
+// first.
+func describeImport(c records.Counts) string {
+	total := c.DataKeys + c.Rings + c.Registrations + c.Tombstones + c.KeySets
+	left := total - c.Written - c.There
+	var text string
+	switch {
+	case total == 0:
+		return "there was nothing to be written by this run"
+	case c.Written == total:
+		return plural(total, "row") + " written by this run, which is all"
+	case c.Written == 0:
+		text = "nothing written by this run, and " + plural(c.There, "row") + " there already"
+	case c.There == 0:
+		text = plural(c.Written, "row") + " written by this run"
+	default:
+		text = fmt.Sprintf("%s written by this run, and %d there already", plural(c.Written, "row"), c.There)
+	}
+	if left > 0 {
+		text += "; left out " + plural(left, "key set") + " that no client names"
+	}
+	return text
 }

@@ -33,6 +33,7 @@ type storage interface {
 	Reseal(ctx context.Context, secret func(context.Context, *registry.Registration) (*registry.Secret, error)) (envelope.Resealed, error)
 	Export(ctx context.Context, w io.Writer) (records.Counts, error)
 	Import(ctx context.Context, r io.Reader) (records.Counts, error)
+	ImportBrokenOff(ctx context.Context) (bool, error)
 	Leases() registry.Leases
 	ClientsOf(ctx context.Context, uri string, yield func(issuer, clientID string) bool) error
 	Follow(ctx context.Context, w records.Watcher) error

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +19,8 @@ import (
 // to go on after a mistake.
 //
 // Fields are named by their tag `yaml`. Strings tagged `is:"path"` are made
-// absolute, as are those tagged `is:"path or -"` unless they are "-".
+// absolute, as are those tagged `is:"path or -"` unless they are "-", and those
+// tagged `is:"path of a DSN"`, which must not be the DSN itself.
 type decoder struct {
 	file, folder string
 	problems     Problems
@@ -265,6 +267,13 @@ func (d *decoder) names(n *yaml.Node, path string, v reflect.Value) {
 	}
 }
 
+// isDSNPath is the tag of a path to a file with a connection string.
+const isDSNPath = "path of a DSN"
+
+// holdsDSN finds what no name of a file has, and a connection string may have:
+// such a text is a secret, which no message may repeat.
+var holdsDSN = regexp.MustCompile(`(?i)://|password\s*=`)
+
 func (d *decoder) scalar(n *yaml.Node, path string, v reflect.Value, is string) {
 	if n == nil {
 		if is != "" {
@@ -284,6 +293,8 @@ func (d *decoder) scalar(n *yaml.Node, path string, v reflect.Value, is string) 
 			wrong("text", "name a file, in quotes if it looks like something else")
 		case n.Tag != "!!str":
 			wrong("text", "put it in quotes")
+		case is == isDSNPath && holdsDSN.MatchString(n.Value):
+			d.reject(n, path, "the name of a file is needed here, not the connection string itself", "write that into a file that only this user can read, and name the file here; if others could read it here, change the password")
 		case strings.ContainsFunc(n.Value, unicode.IsControl):
 			d.reject(n, path, "the text has line breaks or control characters", "write it on one line; secrets and certificates are named as files, not written here")
 		default:

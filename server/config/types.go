@@ -124,7 +124,7 @@ type Store struct {
 	// after it they are refused. Signing keys stand twice as long (see package
 	// keyring). All replicas must have the same. A file has no changes that
 	// others make, so that with Bolt only the signing keys depend on it.
-	// Default: 15m.
+	// With Postgres it is 3s or more. Default: 15m.
 	MaxLag time.Duration `yaml:"max_lag"`
 }
 
@@ -138,11 +138,11 @@ type Bolt struct {
 type Postgres struct {
 	// DSNFile holds the connection string, with its password: a secret. It is
 	// a URL (postgres://…) or keywords and values (host=… user=…). Required.
-	DSNFile string `yaml:"dsn_file" is:"path"`
+	DSNFile string `yaml:"dsn_file" is:"path of a DSN"`
 	// ListenDSNFile holds the connection string for the one connection that
 	// LISTENs: it must go to the server itself where DSNFile's goes to a
 	// pooler. Default: "", which is that of DSNFile.
-	ListenDSNFile string `yaml:"listen_dsn_file" is:"path"`
+	ListenDSNFile string `yaml:"listen_dsn_file" is:"path of a DSN"`
 	// Migrate lets the service bring the schema up to date when it starts.
 	// Else "bulla migrate" does. Default: true.
 	Migrate bool `yaml:"migrate"`

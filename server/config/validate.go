@@ -168,7 +168,7 @@ func (e *endpoint) clashes(o *endpoint) bool {
 // is its own. Of the two stores the one that is not used is left empty.
 func (v *validator) store() {
 	c := v.c
-	v.atLeast("store.max_lag", c.Store.MaxLag, time.Second)
+	v.maxLag()
 	folder := filepath.Dir(c.Store.Bolt.Path)
 	if v.given("store.postgres") {
 		folder = v.folder
@@ -186,6 +186,21 @@ func (v *validator) store() {
 		v.required("state_dir", c.StateDir, "name a folder, or remove the line for the default")
 	} else {
 		c.StateDir = folder
+	}
+}
+
+// leastSharedLag is the shortest max_lag of a store that replicas share. They
+// look for changes twice a second, and answer with registry_stale once they have
+// heard nothing for two seconds.
+const leastSharedLag = 3 * time.Second
+
+func (v *validator) maxLag() {
+	lag := v.c.Store.MaxLag
+	if !v.given("store.postgres") {
+		v.atLeast("store.max_lag", lag, time.Second)
+	} else if lag < leastSharedLag {
+		v.add("store.max_lag", fmt.Sprintf("%v is too short for a database: a replica looks for changes twice a second and calls what it knows stale after 2s, so that a short stall would have it refuse all calls", lag),
+			fmt.Sprintf("write %v or more; minutes let an outage pass", leastSharedLag))
 	}
 }
 

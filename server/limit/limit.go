@@ -130,11 +130,19 @@ func (l *Limits) Registration(caller string) error {
 // place for as long as a fetch can take. One that is refused is not counted.
 // Errors: an *ExceededError, or the context's.
 func (l *Limits) FirstFetch(ctx context.Context, caller, uri string) (done func(), err error) {
-	if err := l.countFetch(caller, Target(uri)); err != nil {
+	target := Target(uri)
+	// Who is over a limit already is told so at once, and does not wait first.
+	if err := l.fetch(caller, target, false); err != nil {
 		return nil, err
 	}
 	leave, err := l.turns.enter(ctx, caller)
 	if err != nil {
+		return nil, err
+	}
+	// Counted last: else who gets no place has others pay for a fetch that there
+	// was not, those who share the target with it.
+	if err := l.fetch(caller, target, true); err != nil {
+		leave()
 		return nil, err
 	}
 	return func() {
@@ -146,7 +154,9 @@ func (l *Limits) FirstFetch(ctx context.Context, caller, uri string) (done func(
 	}, nil
 }
 
-func (l *Limits) countFetch(caller, target string) error {
+// fetch says whether a fetch may be made now, and counts it if it may and count
+// is set.
+func (l *Limits) fetch(caller, target string, count bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -156,7 +166,9 @@ func (l *Limits) countFetch(caller, target string) error {
 	if wait := l.targets.wait(target, now); wait > 0 {
 		return exceeded("jwks_uris of this host are registered faster than they may be", wait)
 	}
-	l.fetches.take(caller, now)
-	l.targets.take(target, now)
+	if count {
+		l.fetches.take(caller, now)
+		l.targets.take(target, now)
+	}
 	return nil
 }

@@ -241,6 +241,72 @@ func TestHangingFetchesOfOneCallerLeaveRoomForOthers(t *testing.T) {
 	})
 }
 
+// Whoever gets no place has not fetched either: what it asked for is there for
+// the others who share the target.
+func TestAFetchWithoutAPlaceCostsNobodyAnything(t *testing.T) {
+	onClock(t, Config{FirstFetches: 2, FirstFetchesPerHost: 0.1}, func(t *testing.T, l *Limits) {
+		ends := make([]func(), turnsEach)
+		for i := range ends {
+			var err error
+			if ends[i], err = l.FirstFetch(t.Context(), "a", fmt.Sprintf("https://%d-hangs.example/", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		began := time.Now()
+		wantExceeded(t, l.fetchOf(t, "a", "https://shared.test/"))
+		if waited := time.Since(began); waited != patience {
+			t.Fatalf("refused after %v, want %v", waited, patience)
+		}
+		gone, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := l.FirstFetch(gone, "a", "https://shared.test/"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v, want the end of the context", err)
+		}
+		if err := l.fetchOf(t, "b", "https://shared.test/"); err != nil {
+			t.Errorf("another caller: %v", err)
+		}
+		// What is over a limit is not made to wait for that.
+		began = time.Now()
+		wantExceeded(t, l.fetchOf(t, "a", "https://shared.test/"))
+		if waited := time.Since(began); waited != 0 {
+			t.Errorf("over the limit, and refused after %v only", waited)
+		}
+		for _, end := range ends {
+			end()
+		}
+		want := 20 - turnsEach + 2*int((patience+time.Second)/time.Second)
+		if n, _ := often(fetchesOfManyHosts(t, l, "a")); n != want {
+			t.Errorf("%d more fetches of its own, want %d", n, want)
+		}
+	})
+}
+
+// Those who wait for a place are held against the limits when they have it.
+func TestALimitThatIsReachedMeanwhileHolds(t *testing.T) {
+	onClock(t, Config{FirstFetchesPerHost: 0.1}, func(t *testing.T, l *Limits) {
+		ends := make([]func(), turnsEach)
+		for i := range ends {
+			var err error
+			if ends[i], err = l.FirstFetch(t.Context(), "a", fmt.Sprintf("https://%d-hangs.example/", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		errs := make(chan error, 1)
+		go func() { errs <- l.fetchOf(t, "a", "https://shared.test/") }()
+		synctest.Wait()
+		if err := l.fetchOf(t, "b", "https://shared.test/"); err != nil {
+			t.Fatalf("another caller: %v", err)
+		}
+		for _, end := range ends {
+			end()
+		}
+		wantExceeded(t, <-errs)
+		if len(l.turns.callers) != 0 {
+			t.Errorf("%d callers are still counted", len(l.turns.callers))
+		}
+	})
+}
+
 // A fetch goes on when its caller leaves, so that leaving must not make room for
 // the next.
 func TestLeavingDoesNotFreeThePlaceOfAFetch(t *testing.T) {

@@ -34,22 +34,44 @@ type target struct {
 // conn is the configuration of a connection outside of the pool.
 func (t target) conn() *pgx.ConnConfig { return t.pool.ConnConfig }
 
+// ErrDSN: a connection string cannot be used, and will not be as it stands: it
+// has to be corrected. The text says what is wrong, without the string.
+var ErrDSN = errors.New("the connection string cannot be used")
+
+// dsnError is an ErrDSN.
+type dsnError struct {
+	what string
+	err  error
+}
+
+func (e *dsnError) Error() string { return e.what + ": " + e.err.Error() }
+
+func (e *dsnError) Unwrap() []error { return []error{ErrDSN, e.err} }
+
 // parse reads a DSN. what names it in errors, which hold nothing of it that
-// could be a secret.
+// could be a secret, and are ErrDSN.
 func parse(what, dsn string) (target, error) {
+	t, err := parseDSN(dsn)
+	if err != nil {
+		return target{}, &dsnError{what, err}
+	}
+	return t, nil
+}
+
+func parseDSN(dsn string) (target, error) {
 	if dsn == "" {
-		return target{}, fmt.Errorf("%s: it is empty; write it as %s", what, example)
+		return target{}, fmt.Errorf("it is empty; write it as %s", example)
 	}
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
-		return target{}, fmt.Errorf("%s: %s; write it as %s", what, parseProblem(err), example)
+		return target{}, fmt.Errorf("%s; write it as %s", parseProblem(err), example)
 	}
 	if err := checkTLS(cfg.ConnConfig); err != nil {
-		return target{}, fmt.Errorf("%s: %w", what, err)
+		return target{}, err
 	}
 	schema, err := schemaOf(cfg.ConnConfig)
 	if err != nil {
-		return target{}, fmt.Errorf("%s: %w", what, err)
+		return target{}, err
 	}
 	c := cfg.ConnConfig
 	if c.ValidateConnect == nil && severalHosts(c) {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -49,6 +50,9 @@ func TestDSNOutsideTheMachineNeedsTLSThatChecks(t *testing.T) {
 		_, err := parse("DSN", dsn)
 		if (err == nil) != ok {
 			t.Errorf("%s: got %v, want it to be good: %t", dsn, err, ok)
+		}
+		if err != nil && !errors.Is(err, ErrDSN) {
+			t.Errorf("%s: %v is no ErrDSN", dsn, err)
 		}
 		if err != nil && !strings.Contains(err.Error(), "sslmode=verify-full") && !strings.Contains(err.Error(), "search_path") {
 			t.Errorf("%s: %v does not say what to write", dsn, err)

@@ -61,7 +61,7 @@ const listenPatience = 2 * time.Second
 
 // Examine looks at a database as a service with cfg would use it, on connections
 // of its own. It changes nothing. Its error is that the database cannot be
-// reached, or what is wrong with a DSN.
+// reached, or what is wrong with a DSN (ErrDSN).
 func Examine(ctx context.Context, cfg Config) (*Examination, error) {
 	list, err := migrations()
 	if err != nil {

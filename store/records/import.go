@@ -292,9 +292,9 @@ func (i *importing) flush(ctx context.Context) error {
 		return ctx.Err()
 	}
 	i.started = true
-	written := 0
+	written, there := 0, 0
 	err := i.update(ctx, func(tx Tx) (err error) {
-		written, err = i.writeBatch(tx)
+		written, there, err = i.writeBatch(tx)
 		if err == nil && written == 0 {
 			err = errNoChange
 		}
@@ -304,27 +304,31 @@ func (i *importing) flush(ctx context.Context) error {
 		return unavailable(registry.ErrUnavailable, err)
 	}
 	i.counts.Written += written
+	i.counts.There += there
 	i.floor = after(i.batch[len(i.batch)-1].Key)
 	i.batch, i.size = i.batch[:0], 0
 	return nil
 }
 
-func (i *importing) writeBatch(tx Tx) (written int, err error) {
+func (i *importing) writeBatch(tx Tx) (written, there int, err error) {
 	table := TableOf(i.batch[0].Kind)
 	have, err := rowsAt(tx, i.floor, i.batch)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	wanted := make([]bool, len(i.batch))
 	for n := range wanted {
 		wanted[n] = have[n] == nil
 		if have[n] != nil && !bytes.Equal(have[n], i.batch[n].value) {
-			return 0, fmt.Errorf("%w: its %s is another one", ErrDiffers, spoken(i.batch[n].Row))
+			return 0, 0, fmt.Errorf("%w: its %s is another one", ErrDiffers, spoken(i.batch[n].Row))
+		}
+		if !wanted[n] {
+			there++
 		}
 	}
 	if table == KeySets {
 		if err := onlyNamed(tx, i.batch, wanted); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 	for n, in := range i.batch {
@@ -332,7 +336,7 @@ func (i *importing) writeBatch(tx Tx) (written int, err error) {
 			continue
 		}
 		if err := tx.Put(table, in.Key, in.value); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		written++
 		if in.uri == "" {
@@ -340,10 +344,10 @@ func (i *importing) writeBatch(tx Tx) (written int, err error) {
 		}
 		entry := bytes.Join([][]byte{[]byte(in.uri), in.Key}, []byte{0})
 		if err := tx.Put(URIs, entry, []byte{}); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
-	return written, nil
+	return written, there, nil
 }
 
 // rowsAt returns the values of the rows that a batch has, in the order of their
@@ -435,9 +439,9 @@ func (i *importing) finish(ctx context.Context, l *lastLine) error {
 	if err != nil {
 		return unavailable(registry.ErrUnavailable, err)
 	}
-	n := i.counts.Written + written
+	before := i.counts
 	i.counts = i.seen
-	i.counts.Written = n
+	i.counts.Written, i.counts.There = before.Written+written, before.There+len(i.records)-written
 	return nil
 }
 
@@ -460,6 +464,31 @@ func (i *importing) writeDataKeys(tx Tx) (written int, err error) {
 		written++
 	}
 	return written, nil
+}
+
+// ImportBrokenOff reports whether the store has rows and no data key at all. A
+// service writes none before it has a data key, so that it was an Import that has
+// not come to its end. It looks at no more than a row of each kind.
+func (s *Store) ImportBrokenOff(ctx context.Context) (bool, error) {
+	broken := false
+	err := s.engine.View(ctx, func(tx Tx) error {
+		broken = false
+		for _, t := range []Table{Registrations, KeySets, Rings} {
+			rows, _, err := tx.Scan(t, nil, nil, 1)
+			if err != nil {
+				return err
+			}
+			broken = broken || len(rows) > 0
+		}
+		if !broken {
+			return nil
+		}
+		// Looked for after the rows: the first may be written right now.
+		keys, _, err := tx.Scan(DataKeys, nil, nil, 1)
+		broken = len(keys) == 0
+		return err
+	})
+	return broken && err == nil, unavailable(registry.ErrUnavailable, err)
 }
 
 // fileKeys are the data keys of an export, as a datakey.Store to open them from.

@@ -59,6 +59,9 @@ type Counts struct {
 	LeftOut int `json:"-"`
 	// Written is how many rows Import has written: those that were not there.
 	Written int `json:"-"`
+	// There is how many rows Import has found there, the same as it would have
+	// written them. Key sets that no client names are neither written nor there.
+	There int `json:"-"`
 }
 
 // Errors of Export and Import, beside registry.ErrUnavailable and those of the

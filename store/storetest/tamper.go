@@ -40,6 +40,8 @@ type Authenticated interface {
 	// Export writes all that the store has, and Import reads it.
 	Export(ctx context.Context, w io.Writer) (records.Counts, error)
 	Import(ctx context.Context, r io.Reader) (records.Counts, error)
+	// ImportBrokenOff reports whether an Import has not come to its end.
+	ImportBrokenOff(ctx context.Context) (bool, error)
 	// Reseal writes all rows anew under the current data key.
 	Reseal(ctx context.Context, secret func(context.Context, *registry.Registration) (*registry.Secret, error)) (envelope.Resealed, error)
 }

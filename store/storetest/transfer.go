@@ -249,6 +249,7 @@ func importTwice(t *testing.T, open OpenUnder) {
 	furnish(t, from)
 	file, counts := exported(t, from)
 	imported(t, to, file)
+	counts.There = 2 + 2 + 6 + 1 + 2
 	for range 2 {
 		if got := imported(t, to, file); got != counts {
 			t.Errorf("again: got %+v, want %+v: nothing written", got, counts)
@@ -414,6 +415,13 @@ func (f *failing) Write(p []byte) (int, error) {
 	return n, nil
 }
 
+func wantBrokenOff(t *testing.T, v *Victim, want bool) {
+	t.Helper()
+	if got, err := v.Store.ImportBrokenOff(t.Context()); got != want || err != nil {
+		t.Errorf("the store has an import that was broken off: %t, %v; want %t", got, err, want)
+	}
+}
+
 func brokenOff(t *testing.T, open OpenUnder) {
 	const clients = 3 * records.BatchRows
 	w := datakeytest.NewWrapper()
@@ -434,6 +442,7 @@ func brokenOff(t *testing.T, open OpenUnder) {
 			t.Errorf("%v does not say where it stopped", err)
 		}
 		written += counts.Written
+		wantBrokenOff(t, to, written > 0)
 		wantInert(t, "broken off", to)
 		to.reopen()
 		if _, err := to.Store.Get(t.Context(), issuer, "app-0000"); err == nil {
@@ -449,9 +458,10 @@ func brokenOff(t *testing.T, open OpenUnder) {
 	_, err := to.Store.Import(ctx, bytes.NewReader(file))
 	want(t, "with an ended context", err, context.Canceled)
 	rest := imported(t, to, file)
-	if total := counts.DataKeys + counts.Rings + counts.Registrations + counts.KeySets; written+rest.Written != total {
-		t.Errorf("%d rows were written before and %d then, want %d in all: it goes on where it was", written, rest.Written, total)
+	if total := counts.DataKeys + counts.Rings + counts.Registrations + counts.KeySets; written+rest.Written != total || rest.There != written {
+		t.Errorf("%d rows were written before and %d then, which found %d there; want %d in all: it goes on where it was", written, rest.Written, rest.There, total)
 	}
+	wantBrokenOff(t, to, false)
 	get(t, to.Store, "app-0000")
 	if again, _ := exported(t, to); !bytes.Equal(file, again) {
 		t.Error("the store holds something else")
@@ -620,7 +630,9 @@ func unnamedSet(t *testing.T, open OpenUnder) {
 	if counts.KeySets != 1 {
 		t.Fatalf("got %+v; the test has no force", counts)
 	}
-	imported(t, to, file)
+	if counts := imported(t, to, file); counts.Written != 2 || counts.There != 0 {
+		t.Errorf("wrote %d rows and found %d there, want the client and the data key only", counts.Written, counts.There)
+	}
 	if to.Read(setRow(uri)) != nil {
 		t.Error("a key set that nobody names was imported")
 	}
