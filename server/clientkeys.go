@@ -47,6 +47,7 @@ type clientKeyService struct {
 	keys    ClientKeys
 	secrets Secrets
 	watches *watch.Hub
+	looks   looks // of those who watch
 	// generating holds a token for each RSA key pair that is being made.
 	generating chan struct{}
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.

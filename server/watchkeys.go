@@ -49,7 +49,7 @@ func (s *clientKeyService) WatchClientKeys(req *bullav1.WatchClientKeysRequest, 
 		if err != nil {
 			return err
 		}
-		res, err := s.changed(ctx, e.issuer.Name(), clientID)
+		res, err := s.changed(ctx, e.issuer.Name(), clientID, w.Told())
 		if err != nil {
 			return err
 		}
@@ -60,9 +60,24 @@ func (s *clientKeyService) WatchClientKeys(req *bullav1.WatchClientKeysRequest, 
 		if !told.anew(res) {
 			continue
 		}
-		if err := stream.Send(res); err != nil {
+		if err := send(ctx, stream, res); err != nil {
 			return err
 		}
+	}
+}
+
+// send sends a message, or gives up when ctx ends: a caller that does not read
+// holds its watch no longer than one that does. The goroutine that still sends
+// then ends with the stream, which gRPC ends when its handler returns. No other
+// one sends on the stream after that.
+func send(ctx context.Context, stream grpc.ServerStreamingServer[bullav1.WatchClientKeysResponse], res *bullav1.WatchClientKeysResponse) error {
+	sent := make(chan error, 1)
+	go func() { sent <- stream.Send(res) }()
+	select {
+	case err := <-sent:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -76,11 +91,14 @@ func whileIdentified(ctx context.Context) (context.Context, context.CancelFunc) 
 	return context.WithDeadlineCause(ctx, until, errExpiredIdentity)
 }
 
-// changed is how a client stands now; nil if nothing is known of it.
-func (s *clientKeyService) changed(ctx context.Context, issuer, clientID string) (*bullav1.WatchClientKeysResponse, error) {
+// changed is how a client stands after a change that was the told-th of all; nil
+// if nothing is known of it.
+func (s *clientKeyService) changed(ctx context.Context, issuer, clientID string, told uint64) (*bullav1.WatchClientKeysResponse, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, longestCall, fmt.Errorf("%w: no answer for %s", registry.ErrUnavailable, longestCall))
 	defer cancel()
-	res, err := s.look(limited, issuer, clientID)
+	res, err := s.looks.share(limited, lookAt{issuer, clientID}, told, s.watches.Told, func(ctx context.Context) (*bullav1.WatchClientKeysResponse, error) {
+		return s.look(ctx, issuer, clientID)
+	})
 	switch {
 	case errors.Is(err, registry.ErrNotFound):
 		return nil, nil

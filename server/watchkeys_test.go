@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -13,8 +14,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/bulla-project/bulla/encrypter/keycache"
@@ -277,6 +280,79 @@ func TestAWatchEndsWithItsCallersCertificate(t *testing.T) {
 		t.Errorf("told %q", got)
 	}
 	wantReason(t, "after the certificate's end", <-w.ended, "CALLER_UNKNOWN")
+}
+
+// TestAWatchThatIsNotReadEndsWithItsCallersCertificate has a watch that nobody
+// reads hold the only place, while there is more to tell than the connection
+// takes.
+func TestAWatchThatIsNotReadEndsWithItsCallersCertificate(t *testing.T) {
+	s, _, _ := newClientKeys(t)
+	var err error
+	if s.watches, err = watch.New(watch.Config{Clients: noClients{}, MaxWatches: 1}); err != nil {
+		t.Fatal(err)
+	}
+	until := time.Now().Add(3 * time.Second)
+	ended := make(chan error, 1)
+	srv, lis := grpc.NewServer(grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		ctx := context.WithValue(stream.Context(), callKey{}, call{rpc: "/rpc", caller: registrar, until: until})
+		err := next(srv, identified{stream, ctx})
+		ended <- err
+		return statusOf(err).Err()
+	})), bufconn.Listen(1<<16)
+	bullav1.RegisterClientKeyServiceServer(srv, s)
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(lis) }()
+	t.Cleanup(func() { srv.Stop(); <-done })
+	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := bullav1.NewClientKeyServiceClient(conn).WatchClientKeys(t.Context(), &bullav1.WatchClientKeysRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	const changes = 50
+	for i := range changes {
+		register(t, s, wide(fmt.Sprintf("app-%02d", i)))
+	}
+	select {
+	case err := <-ended:
+		wantReason(t, "a watch that is not read", err, "CALLER_UNKNOWN")
+		if time.Now().Before(until) {
+			t.Error("it ended before the certificate")
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it goes on after the certificate's end")
+	}
+	startWatch(as(t, registrar), t, s).wantNothingBut(t, s) // there is a place again
+	read := 0
+	for {
+		if _, err = stream.Recv(); err != nil {
+			break
+		}
+		read++
+	}
+	if read < 1 || read >= changes || status.Code(err) != codes.Unauthenticated {
+		t.Errorf("who comes to read after all gets %d messages and %v, want some of %d and UNAUTHENTICATED", read, err, changes)
+	}
+}
+
+func TestAReplicaThatDoesNotHearOfChangesLetsNobodyWatch(t *testing.T) {
+	s, _, _ := newClientKeys(t)
+	var err error
+	if s.watches, err = watch.New(watch.Config{Clients: noClients{}, Stale: func() bool { return true }}); err != nil {
+		t.Fatal(err)
+	}
+	err = <-startWatch(as(t, registrar), t, s).ended
+	wantReason(t, "a watch", err, "REGISTRY_UNAVAILABLE")
+	if code := statusOf(err).Code(); code != codes.Unavailable {
+		t.Errorf("got %v, want Unavailable", code)
+	}
 }
 
 func TestOneCallerHasOnlySoManyWatches(t *testing.T) {

@@ -150,11 +150,14 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 		return err
 	}
 	keeper := secrets.New(store.Keys(), datakey.ErrTampered)
-	watches, err := watch.New(watch.Config{Clients: store, Logger: log})
+	// The cache tells the watches of key sets, and they ask it whether it still
+	// hears of changes, once there are any.
+	var cache *keycache.Cache
+	watches, err := watch.New(watch.Config{Clients: store, Stale: func() bool { return cache.RegistryStale() }, Logger: log})
 	if err != nil {
 		return err
 	}
-	cache, err := keycache.New(keycacheConfig(cfg, store, fetcher, keeper, watches.KeySetChanged, log))
+	cache, err = keycache.New(keycacheConfig(cfg, store, fetcher, keeper, watches.KeySetChanged, log))
 	if err != nil {
 		return err
 	}

@@ -8,15 +8,16 @@
 // nothing worth mentioning and never waits, however slow those are who watch: a
 // Watch holds the names that are to be looked at, each once, and a client that
 // changes again before it has been looked at is still one name. A Watch that
-// falls too far behind, as any whose Hub has lost count of the changes, ends
-// with ErrLost. It never goes on as if nothing had happened: who watches can
-// rely on it that what was not told has not changed.
+// falls too far behind, as any whose Hub has lost count of the changes or cannot
+// hear of them, ends with ErrLost. It never goes on as if nothing had happened:
+// who watches can rely on it that what was not told has not changed.
 //
 // The change of a key set concerns every client that registered its URL. Who
 // they are is asked of the store, on the goroutine of Run.
 //
 // What is said of a client that has changed is for others (package server), and
-// so is who may watch what.
+// so is who may watch what. Those who are told of the same change may look
+// together: Hub.Told and Watch.Told say whether a look began after a change.
 package watch
 
 import (
@@ -58,6 +59,11 @@ type Clients interface {
 type Config struct {
 	// Clients knows which clients use a key set. Required.
 	Clients Clients
+	// Stale reports whether there may be changes that the Hub has not been told,
+	// as those who tell it do not hear of them. All watches end then, and none
+	// begins. It is asked every second and for each new watch, and does not wait.
+	// Default: never.
+	Stale func() bool
 	// MaxWatches is how many watches there may be at once. Default 100.
 	MaxWatches int
 	// MaxPerCaller is how many of them one caller may have. Default 10.
@@ -83,6 +89,7 @@ type Hub struct {
 	total   int                            // of watches
 	callers map[string]int                 // watches by caller
 	uris    queue                          // whose clients are to be told of
+	told    uint64                         // of how many changes, of all clients
 	closed  bool
 }
 
@@ -102,6 +109,9 @@ func New(cfg Config) (*Hub, error) {
 			*n.value = n.or
 		}
 	}
+	if cfg.Stale == nil {
+		cfg.Stale = func() bool { return false }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -116,9 +126,17 @@ func New(cfg Config) (*Hub, error) {
 func (h *Hub) ClientChanged(issuer, clientID string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.told++
 	for w := range h.watches[issuer] {
 		w.add(clientID)
 	}
+}
+
+// Told is how many changes of clients the Hub has been told.
+func (h *Hub) Told() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.told
 }
 
 // KeySetChanged is called after what is known of a jwks_uri has changed.
@@ -128,7 +146,7 @@ func (h *Hub) KeySetChanged(uri string) {
 	if h.total == 0 {
 		return
 	}
-	if !h.uris.add(uri) {
+	if !h.uris.add(uri, 0) {
 		h.lose()
 		return
 	}
@@ -166,9 +184,16 @@ func (h *Hub) Close() {
 	}
 }
 
-// Run tells of the clients whose key sets have changed, until ctx ends. It
+// staleEvery is how often the Hub looks whether it still hears of changes.
+const staleEvery = time.Second
+
+// Run tells of the clients whose key sets have changed, and ends all watches
+// when there may be changes that the Hub has not been told, until ctx ends. It
 // returns nil then.
 func (h *Hub) Run(ctx context.Context) error {
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	looking.Go(func() { h.mind(ctx) }) // also while a store does not answer
 	for {
 		select {
 		case <-h.wake:
@@ -177,6 +202,24 @@ func (h *Hub) Run(ctx context.Context) error {
 		}
 		for uri, ok := h.next(); ok && ctx.Err() == nil; uri, ok = h.next() {
 			h.keySet(ctx, uri)
+		}
+	}
+}
+
+// mind ends all watches while there may be changes that the Hub has not been
+// told.
+func (h *Hub) mind(ctx context.Context) {
+	tick := time.NewTicker(staleEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if h.cfg.Stale() && h.watched() {
+			h.cfg.Logger.WarnContext(ctx, "watches of client keys ended: this replica does not hear of changes")
+			h.Reset()
 		}
 	}
 }
@@ -193,7 +236,8 @@ func (h *Hub) keySet(ctx context.Context, uri string) {
 func (h *Hub) next() (uri string, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.uris.take()
+	uri, _, ok = h.uris.take()
+	return uri, ok
 }
 
 // patience is how long the store may take to name the next client.

@@ -16,13 +16,16 @@ type Watch struct {
 	// What follows is guarded by hub.mu.
 	pending queue                // clients to be looked at
 	again   map[string]time.Time // when clients are to be looked at again
+	told    uint64               // Told
 	ended   error                // why the watch tells nothing any more
 }
 
 // Watch begins a watch of an issuer's clients: those for which may says so,
 // which is asked often and does not wait. What changes after Watch has returned
-// is told. Whoever watches calls Close. Errors: ErrTooMany, ErrFull, ErrStopping.
+// is told. Whoever watches calls Close. Errors: ErrTooMany, ErrFull, ErrStopping,
+// and ErrLost while there may be changes that the Hub has not been told.
 func (h *Hub) Watch(caller, issuer string, may func(clientID string) bool) (*Watch, error) {
+	stale := h.cfg.Stale()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
@@ -32,6 +35,8 @@ func (h *Hub) Watch(caller, issuer string, may func(clientID string) bool) (*Wat
 		return nil, ErrTooMany
 	case h.total >= h.cfg.MaxWatches:
 		return nil, ErrFull
+	case stale:
+		return nil, ErrLost
 	}
 	w := &Watch{
 		hub: h, issuer: issuer, caller: caller, may: may, wake: make(chan struct{}, 1),
@@ -91,8 +96,20 @@ func (w *Watch) take() (clientID string, ok bool, err error) {
 	if w.ended != nil {
 		return "", false, w.ended
 	}
-	clientID, ok = w.pending.take()
+	clientID, told, ok := w.pending.take()
+	if ok {
+		w.told = told
+	}
 	return clientID, ok, nil
+}
+
+// Told is what Hub.Told was when the watch was told last of the client that Next
+// returned last. A look that began when Hub.Told was at least that has seen the
+// change.
+func (w *Watch) Told() uint64 {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	return w.told
 }
 
 // LookAgain has Next return a client some seconds after the given time at the
@@ -127,7 +144,7 @@ func (w *Watch) strike(now time.Time) {
 func (w *Watch) add(clientID string) {
 	switch {
 	case w.ended != nil || !w.may(clientID):
-	case w.pending.add(clientID):
+	case w.pending.add(clientID, w.hub.told):
 		signal(w.wake)
 	default:
 		w.end(ErrLost)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -176,19 +177,20 @@ func TestAWatchThatMissesChangesEnds(t *testing.T) {
 		return list
 	}
 	for _, test := range []struct {
-		what string
-		do   func(h *Hub, store *names)
+		what  string
+		other error // what becomes of a watch of another issuer; nil: it goes on
+		do    func(h *Hub, store *names)
 	}{
-		{"a client too many", func(h *Hub, _ *names) {
+		{"a client too many", nil, func(h *Hub, _ *names) {
 			for i := range 101 {
 				h.ClientChanged("main", fmt.Sprint(i))
 			}
 		}},
-		{"a key set of too many clients", func(h *Hub, store *names) {
+		{"a key set of too many clients", nil, func(h *Hub, store *names) {
 			store.of = map[string][]string{"u": some(101)}
 			h.KeySetChanged("u")
 		}},
-		{"too many key sets", func(h *Hub, store *names) {
+		{"too many key sets", ErrLost, func(h *Hub, store *names) {
 			store.hang = true
 			h.KeySetChanged("first") // is being looked at
 			synctest.Wait()
@@ -196,16 +198,16 @@ func TestAWatchThatMissesChangesEnds(t *testing.T) {
 				h.KeySetChanged(fmt.Sprint(i))
 			}
 		}},
-		{"the store does not answer", func(h *Hub, store *names) {
+		{"the store does not answer", ErrLost, func(h *Hub, store *names) {
 			store.hang = true
 			h.KeySetChanged("u")
 			time.Sleep(patience)
 		}},
-		{"the store fails", func(h *Hub, store *names) {
+		{"the store fails", ErrLost, func(h *Hub, store *names) {
 			store.of, store.err = map[string][]string{"u": some(3)}, errors.New("connection lost")
 			h.KeySetChanged("u")
 		}},
-		{"the store was put back", func(h *Hub, _ *names) { h.Reset() }},
+		{"the store was put back", ErrLost, func(h *Hub, _ *names) { h.Reset() }},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -221,8 +223,11 @@ func TestAWatchThatMissesChangesEnds(t *testing.T) {
 				time.Sleep(time.Minute)
 				wantEnd(t, test.what+", then a time", w, ErrLost)
 				// A watch that missed nothing goes on, and another may begin.
-				if _, err := told(t, other); err != nil && !errors.Is(err, ErrLost) {
-					t.Errorf("the other watch: %v", err)
+				if test.other != nil {
+					wantEnd(t, test.what+", the other watch", other, test.other)
+				} else {
+					h.ClientChanged("other", "app")
+					wantTold(t, test.what+", the other watch", other, "app")
 				}
 				store.mu.Lock()
 				store.hang, store.err, store.of = false, nil, nil
@@ -355,25 +360,99 @@ func TestAClientIsLookedAtAgainWhenItsTimeHasCome(t *testing.T) {
 	})
 }
 
-// TestTellingNeverWaits has many tell of changes while nobody reads.
+// TestTellingNeverWaits has many tell of more changes than may be waiting, while
+// nobody reads and the store does not answer.
 func TestTellingNeverWaits(t *testing.T) {
-	h := newHub(t, Config{MaxWatches: 100, MaxPerCaller: 100})
-	for range 100 {
-		begin(t, h, "a", "main")
-	}
-	began := time.Now()
-	var all sync.WaitGroup
-	for i := range 8 {
-		all.Go(func() {
-			for j := range 1000 {
-				h.ClientChanged("main", fmt.Sprint(i, j))
-				h.KeySetChanged(fmt.Sprint(i, j))
+	for _, test := range []struct {
+		what string
+		tell func(h *Hub, name string)
+	}{
+		{"clients", func(h *Hub, name string) { h.ClientChanged("main", name) }},
+		{"key sets", func(h *Hub, name string) { h.KeySetChanged(name) }},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			h := newHub(t, Config{Clients: &names{hang: true}, MaxWatches: 20, MaxPerCaller: 20})
+			var watches []*Watch
+			for range 20 {
+				watches = append(watches, begin(t, h, "a", "main"))
+			}
+			const tellers, each = 8, 2000
+			began := time.Now()
+			var all sync.WaitGroup
+			for i := range tellers {
+				all.Go(func() {
+					for j := range each {
+						test.tell(h, fmt.Sprint(i, j))
+					}
+				})
+			}
+			all.Wait()
+			// A wait for the store, or for who reads, would have no end before
+			// the store's time is up.
+			if took := time.Since(began); took > patience/2 {
+				t.Errorf("%d changes took %v", tellers*each, took)
+			}
+			for _, w := range watches {
+				if _, err := w.Next(t.Context()); !errors.Is(err, ErrLost) {
+					t.Fatalf("a watch that nobody reads: got %v after %d changes, want ErrLost", err, tellers*each)
+				}
 			}
 		})
 	}
-	all.Wait()
-	if took := time.Since(began); took > 30*time.Second {
-		t.Errorf("16 000 changes took %v", took)
+}
+
+func TestWatchesEndWhileChangesAreNotHeardOf(t *testing.T) {
+	for _, test := range []struct {
+		what string
+		hang bool // the store does not answer either
+	}{{"the store answers", false}, {"the store hangs", true}} {
+		t.Run(test.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var stale atomic.Bool
+				h := newHub(t, Config{Clients: &names{hang: test.hang}, Stale: stale.Load})
+				main, other := begin(t, h, "a", "main"), begin(t, h, "b", "other")
+				time.Sleep(time.Minute)
+				wantTold(t, "while all is well", main)
+				h.KeySetChanged("u")
+				stale.Store(true)
+				if w, err := h.Watch("c", "main", func(string) bool { return true }); !errors.Is(err, ErrLost) {
+					t.Errorf("a new watch: got %v, %v; want ErrLost", w, err)
+				}
+				time.Sleep(staleEvery)
+				wantEnd(t, "a watch", main, ErrLost)
+				wantEnd(t, "another", other, ErrLost)
+				stale.Store(false)
+				time.Sleep(patience) // what hangs is over too
+				again := begin(t, h, "c", "main")
+				h.ClientChanged("main", "app")
+				time.Sleep(time.Minute)
+				wantTold(t, "a watch after that", again, "app")
+				wantEnd(t, "one of before", main, ErrLost)
+			})
+		})
+	}
+}
+
+func TestAWatchSaysWhichChangeItWasToldOf(t *testing.T) {
+	h := newHub(t, Config{})
+	first, second := begin(t, h, "a", "main"), begin(t, h, "a", "main")
+	want := func(w *Watch, id string, told uint64) {
+		t.Helper()
+		if got, err := w.Next(t.Context()); err != nil || got != id || w.Told() != told {
+			t.Errorf("got %s, %v, told %d; want %s, told %d", got, err, w.Told(), id, told)
+		}
+	}
+	h.ClientChanged("main", "app")
+	h.ClientChanged("main", "bank")
+	want(first, "app", 1)
+	h.ClientChanged("other", "app")
+	h.ClientChanged("main", "app")
+	want(first, "bank", 2)
+	want(first, "app", 4)
+	want(second, "app", 4) // once, for both changes
+	want(second, "bank", 2)
+	if told := h.Told(); told != 4 {
+		t.Errorf("the hub was told of %d changes, want 4", told)
 	}
 }
 

@@ -64,11 +64,13 @@ type ClientKeyServiceClient interface {
 	// secret expires is told of those clients that the watch has told of before.
 	//
 	// What was not told has not changed: a watch that misses something ends. With
-	// REGISTRY_UNAVAILABLE it has missed changes (the caller fell behind by 10 000
-	// clients, or the registry did not answer), and whenever it ends, what changes
-	// until the next one begins is not told: watch again, then list the clients.
-	// A caller with too many watches gets QUOTA_EXCEEDED. A watch ends with the
-	// caller's certificate.
+	// REGISTRY_UNAVAILABLE it has missed changes, or may have (the caller fell
+	// behind by 10 000 clients, the registry did not answer, or this replica has
+	// not heard of others' changes for more than 2 seconds; no watch begins until
+	// it does again), and whenever it ends, what changes until the next one begins
+	// is not told: watch again, then list the clients. A caller with too many
+	// watches gets QUOTA_EXCEEDED. A watch ends with the caller's certificate,
+	// whether the caller reads or not.
 	WatchClientKeys(ctx context.Context, in *WatchClientKeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchClientKeysResponse], error)
 	// ExplainClientKey lists every key in a client's set: chosen, or why not.
 	ExplainClientKey(ctx context.Context, in *ExplainClientKeyRequest, opts ...grpc.CallOption) (*ExplainClientKeyResponse, error)
@@ -206,11 +208,13 @@ type ClientKeyServiceServer interface {
 	// secret expires is told of those clients that the watch has told of before.
 	//
 	// What was not told has not changed: a watch that misses something ends. With
-	// REGISTRY_UNAVAILABLE it has missed changes (the caller fell behind by 10 000
-	// clients, or the registry did not answer), and whenever it ends, what changes
-	// until the next one begins is not told: watch again, then list the clients.
-	// A caller with too many watches gets QUOTA_EXCEEDED. A watch ends with the
-	// caller's certificate.
+	// REGISTRY_UNAVAILABLE it has missed changes, or may have (the caller fell
+	// behind by 10 000 clients, the registry did not answer, or this replica has
+	// not heard of others' changes for more than 2 seconds; no watch begins until
+	// it does again), and whenever it ends, what changes until the next one begins
+	// is not told: watch again, then list the clients. A caller with too many
+	// watches gets QUOTA_EXCEEDED. A watch ends with the caller's certificate,
+	// whether the caller reads or not.
 	WatchClientKeys(*WatchClientKeysRequest, grpc.ServerStreamingServer[WatchClientKeysResponse]) error
 	// ExplainClientKey lists every key in a client's set: chosen, or why not.
 	ExplainClientKey(context.Context, *ExplainClientKeyRequest) (*ExplainClientKeyResponse, error)
