@@ -64,6 +64,11 @@ bench: ## Speed: CPU per operation and its ratio to the floor, interleaved
 	@scripts/install.sh bench
 	$(GO) run ./internal/bench
 
+.PHONY: bench-scale
+bench-scale: ## Scale: a thousand, a hundred thousand and a million registered clients, on both stores
+	@scripts/install.sh bench-scale
+	$(GO) run ./internal/bench/scale $(SCALEFLAGS)
+
 .PHONY: soak
 soak: ## The long runs: a minute of load by 32 callers, every token opened; the fault table; a fleet; a TPM
 	@scripts/install.sh soak

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target=${1:?usage: install.sh demo|test|interop|bench|soak}
+target=${1:?usage: install.sh demo|test|interop|bench|bench-scale|soak}
 is() { # is TARGET…: whether the target is one of these
 	local t
 	for t in "$@"; do [ "$target" = "$t" ] && return 0; done
@@ -59,7 +59,7 @@ if is test interop soak; then
 	need erlang-jose erlang jose
 	need erlang-jiffy erlang jiffy
 fi
-if is test soak bench; then # for the store of a fleet
+if is test soak bench bench-scale; then # for the store of a fleet
 	need postgresql postgresql
 fi
 if is test soak; then # and a pooler in front of it

@@ -19,6 +19,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/internal/bench/measure"
 )
 
 // jweCase is one combination of algorithms and key.
@@ -158,8 +159,8 @@ func (b *bench) jweRow(c jweCase, keys map[string]crypto.PublicKey, spell time.D
 	}
 	row := newRow(c.String(), goal, in, at)
 	if theirs != nil {
-		row.Peer, row.PeerMicros, row.PeerRatio = "go-jose", peer.micros(), median(peer.ratios(at))
-		row.Slower = median(in.ratios(peer)) >= 1
+		row.Peer, row.PeerMicros, row.PeerRatio = "go-jose", peer.micros(), measure.Median(peer.ratios(at))
+		row.Slower = measure.Median(in.ratios(peer)) >= 1
 	}
 	if row.Allocs, err = allocations(ours, floor, theirs); err != nil {
 		return Row{}, err

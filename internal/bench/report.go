@@ -8,12 +8,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/bulla-project/bulla/internal/bench/measure"
 )
 
 // Report is one run, as -json prints it.
@@ -94,8 +94,8 @@ type LatencyRow struct {
 
 func newReport(rounds int) *Report {
 	return &Report{
-		Time: time.Now().UTC().Truncate(time.Second), Go: runtime.Version(), CPU: cpuModel(),
-		Cores: runtime.NumCPU(), Load: loadAverage(), Rounds: rounds,
+		Time: time.Now().UTC().Truncate(time.Second), Go: runtime.Version(), CPU: measure.CPUModel(),
+		Cores: runtime.NumCPU(), Load: measure.LoadAverage(), Rounds: rounds,
 	}
 }
 
@@ -129,7 +129,7 @@ func newRate(name string, goal float64, ours, other *contestant) RateRow {
 	}
 	row := RateRow{
 		Name: name, Ours: ours.perSecond(), Other: other.perSecond(),
-		Ratio: median(ratios), Low: slices.Min(ratios), High: slices.Max(ratios), Goal: goal,
+		Ratio: measure.Median(ratios), Low: slices.Min(ratios), High: slices.Max(ratios), Goal: goal,
 	}
 	row.OK = row.Ratio >= goal
 	return row
@@ -140,7 +140,7 @@ func newRow(name string, goal float64, ours *contestant, floor ...*contestant) R
 	ratios := ours.ratios(floor...)
 	row := Row{
 		Name: name, Ours: ours.micros(), Floor: sum(floor...),
-		Ratio: median(ratios), Low: slices.Min(ratios), High: slices.Max(ratios), Goal: goal,
+		Ratio: measure.Median(ratios), Low: slices.Min(ratios), High: slices.Max(ratios), Goal: goal,
 	}
 	row.OK = row.Ratio <= goal
 	return row
@@ -183,19 +183,19 @@ func (s *Section) writeRows(t *bytes.Buffer) {
 	rows := [][]string{head}
 	for _, r := range s.Rows {
 		line := []string{
-			r.Name, number(r.Ours), number(r.Floor), fmt.Sprintf("%.2f", r.Ratio), fmt.Sprintf("(%.2f–%.2f)", r.Low, r.High),
-			fmt.Sprintf("%.2f", r.Goal), verdict(r.OK),
+			r.Name, measure.Number(r.Ours), measure.Number(r.Floor), fmt.Sprintf("%.2f", r.Ratio), fmt.Sprintf("(%.2f–%.2f)", r.Low, r.High),
+			fmt.Sprintf("%.2f", r.Goal), measure.Verdict(r.OK),
 		}
 		line = append(line, r.Allocs.columns()...)
 		switch {
 		case r.Peer != "":
-			line = append(line, number(r.PeerMicros), fmt.Sprintf("%.2f", r.PeerRatio), r.Allocs.peer(), r.slower())
+			line = append(line, measure.Number(r.PeerMicros), fmt.Sprintf("%.2f", r.PeerRatio), r.Allocs.peer(), r.slower())
 		case peer != "":
 			line = append(line, "", "", "", "") // has not got it
 		}
 		rows = append(rows, line)
 	}
-	writeTable(t, rows)
+	measure.WriteTable(t, rows)
 }
 
 // slower is what to see of Slower.
@@ -214,7 +214,7 @@ func (a *Allocs) columns() []string {
 	beyond := a.Ours - a.Floor
 	goal, ok := "", ""
 	if a.Goal > 0 {
-		goal, ok = fmt.Sprintf("%.0f", a.Goal), verdict(beyond <= a.Goal)
+		goal, ok = fmt.Sprintf("%.0f", a.Goal), measure.Verdict(beyond <= a.Goal)
 	}
 	return []string{fmt.Sprintf("%.0f", a.Ours), fmt.Sprintf("%.0f", a.Floor), fmt.Sprintf("%.0f", beyond), goal, ok}
 }
@@ -233,10 +233,10 @@ func (s *Section) writeParts(t *bytes.Buffer) {
 	}
 	rows := [][]string{{"the floor's parts", "µs"}}
 	for _, p := range s.Parts {
-		rows = append(rows, []string{p.Name, number(p.Micros)})
+		rows = append(rows, []string{p.Name, measure.Number(p.Micros)})
 	}
 	fmt.Fprintln(t)
-	writeTable(t, rows)
+	measure.WriteTable(t, rows)
 }
 
 func (s *Section) writeRates(t *bytes.Buffer) {
@@ -256,7 +256,7 @@ func (s *Section) writeRates(t *bytes.Buffer) {
 			fmt.Sprintf("%.2f", r.Ratio), fmt.Sprintf("(%.2f–%.2f)", r.Low, r.High), goal, ok,
 		})
 	}
-	writeTable(t, rows)
+	measure.WriteTable(t, rows)
 }
 
 func (s *Section) writeLoads(t *bytes.Buffer) {
@@ -267,77 +267,12 @@ func (s *Section) writeLoads(t *bytes.Buffer) {
 	for _, l := range s.Loads {
 		goal, ok := "", ""
 		if l.Goal > 0 {
-			goal, ok = number(l.Goal), verdict(l.OK)
+			goal, ok = measure.Number(l.Goal), measure.Verdict(l.OK)
 		}
 		rows = append(rows, []string{
 			l.Name, strconv.Itoa(l.InFlight), fmt.Sprintf("%.2f", l.P50), fmt.Sprintf("%.2f", l.P99), goal, ok,
-			fmt.Sprintf("%.0f", l.PerSecond), number(l.Micros),
+			fmt.Sprintf("%.0f", l.PerSecond), measure.Number(l.Micros),
 		})
 	}
-	writeTable(t, rows)
-}
-
-// writeTable writes rows whose first column is text and whose others are
-// numbers. Columns that are empty throughout are left out.
-func writeTable(t *bytes.Buffer, rows [][]string) {
-	widths := make([]int, len(rows[0]))
-	filled := make([]bool, len(rows[0]))
-	for n, row := range rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], len([]rune(cell)))
-			filled[i] = filled[i] || n > 0 && cell != ""
-		}
-	}
-	for _, row := range rows {
-		var line strings.Builder
-		for i, cell := range row {
-			pad := strings.Repeat(" ", widths[i]-len([]rune(cell)))
-			switch {
-			case !filled[i]:
-			case i == 0:
-				line.WriteString("  " + cell + pad)
-			default:
-				line.WriteString("  " + pad + cell)
-			}
-		}
-		fmt.Fprintln(t, strings.TrimRight(line.String(), " "))
-	}
-}
-
-// number has three digits or more, as many as are worth it.
-func number(f float64) string {
-	switch {
-	case f >= 100:
-		return fmt.Sprintf("%.0f", f)
-	case f >= 10:
-		return fmt.Sprintf("%.1f", f)
-	}
-	return fmt.Sprintf("%.2f", f)
-}
-
-func verdict(ok bool) string {
-	if ok {
-		return "ok"
-	}
-	return "over"
-}
-
-// cpuModel is the processor's name, "" if it cannot be read.
-func cpuModel() string {
-	doc, _ := os.ReadFile("/proc/cpuinfo") // only for show
-	for line := range strings.Lines(string(doc)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return runtime.GOARCH
-}
-
-// loadAverage is that of the last minute, "unknown" if it cannot be read.
-func loadAverage() string {
-	doc, err := os.ReadFile("/proc/loadavg")
-	if fields := strings.Fields(string(doc)); err == nil && len(fields) > 0 {
-		return fields[0]
-	}
-	return "unknown"
+	measure.WriteTable(t, rows)
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/bulla-project/bulla/internal/bench/measure"
 )
 
 // contestant is one of the ways to do a piece of work.
@@ -94,7 +96,7 @@ func (c *contestant) turn(work []func() error, ops int) (spell, error) {
 	runtime.GC()
 	latencies := make([]time.Duration, ops)
 	pids := append([]int{os.Getpid()}, c.pids...)
-	before, err := cpuTime(pids...)
+	before, err := measure.CPUTime(pids...)
 	if err != nil {
 		return spell{}, err
 	}
@@ -104,7 +106,7 @@ func (c *contestant) turn(work []func() error, ops int) (spell, error) {
 	if err != nil {
 		return spell{}, fmt.Errorf("%s: %w", c.name, err)
 	}
-	after, err := cpuTime(pids...)
+	after, err := measure.CPUTime(pids...)
 	if err != nil {
 		return spell{}, err
 	}
@@ -150,18 +152,18 @@ func serve(f func() error, latencies []time.Duration, next *atomic.Int64) error 
 
 // micros is the processor time of an operation in µs, the median of the rounds.
 func (c *contestant) micros() float64 {
-	return median(each(c.spells, func(s spell) float64 { return s.cpu.Seconds() * 1e6 }))
+	return measure.Median(measure.Each(c.spells, func(s spell) float64 { return s.cpu.Seconds() * 1e6 }))
 }
 
 // perSecond is the throughput, the median of the rounds.
 func (c *contestant) perSecond() float64 {
-	return median(each(c.spells, func(s spell) float64 { return s.rate }))
+	return measure.Median(measure.Each(c.spells, func(s spell) float64 { return s.rate }))
 }
 
 // latency is the q-quantile of the operations' durations in ms, the median of
 // the rounds.
 func (c *contestant) latency(q float64) float64 {
-	return median(each(c.spells, func(s spell) float64 { return quantile(s.latencies, q).Seconds() * 1e3 }))
+	return measure.Median(measure.Each(c.spells, func(s spell) float64 { return measure.Quantile(s.latencies, q).Seconds() * 1e3 }))
 }
 
 // ratios of c to the sum of parts, one a round.
@@ -184,32 +186,4 @@ func sum(parts ...*contestant) float64 {
 		all += p.micros()
 	}
 	return all
-}
-
-func each[T any](list []T, f func(T) float64) []float64 {
-	values := make([]float64, len(list))
-	for i, v := range list {
-		values[i] = f(v)
-	}
-	return values
-}
-
-// median of values, of which there is at least one.
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	middle := len(sorted) / 2
-	if len(sorted)%2 == 1 {
-		return sorted[middle]
-	}
-	return (sorted[middle-1] + sorted[middle]) / 2
-}
-
-// quantile is the smallest of the sorted values that at least the share q of
-// them does not exceed; there is at least one.
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	i := int(q * float64(len(sorted)))
-	if float64(i) == q*float64(len(sorted)) && i > 0 {
-		i--
-	}
-	return sorted[min(i, len(sorted)-1)]
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/e2e/harness"
 	"github.com/bulla-project/bulla/encrypter"
+	"github.com/bulla-project/bulla/internal/bench/measure"
 	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
@@ -228,7 +229,7 @@ func (b *bench) serviceRow(s *subject, alg kms.Algorithm) error {
 		return err
 	}
 	row := newRow(string(alg), goalService, ours, floor...)
-	row.Peer, row.PeerMicros, row.PeerRatio = "bare", bare.micros(), median(bare.ratios(floor...))
+	row.Peer, row.PeerMicros, row.PeerRatio = "bare", bare.micros(), measure.Median(bare.ratios(floor...))
 	if row.Allocs, err = b.serviceAllocs(s, alg, sign, check, encrypt); err != nil {
 		return err
 	}

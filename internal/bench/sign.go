@@ -8,6 +8,7 @@ import (
 	"runtime"
 
 	"github.com/bulla-project/bulla/e2e/harness"
+	"github.com/bulla-project/bulla/internal/bench/measure"
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/pkcs11"
 )
@@ -66,7 +67,7 @@ func (b *bench) benchSignature() error {
 				return err
 			}
 			row := newRow(fmt.Sprintf("%s, %d at once", alg, callers), goalSignature, ours, floor)
-			row.Peer, row.PeerMicros, row.PeerRatio = "no deadline", patient.micros(), median(patient.ratios(floor))
+			row.Peer, row.PeerMicros, row.PeerRatio = "no deadline", patient.micros(), measure.Median(patient.ratios(floor))
 			b.report.add(row)
 		}
 	}

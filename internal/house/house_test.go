@@ -41,7 +41,7 @@ var rules = []rule{
 	{module + "kms/pkcs11", []string{"kms/pkcs11", "cmd", "internal/bench", "e2e"}},
 	{module + "kms/awskms", []string{"kms/awskms", "cmd"}},
 	{module + "kms/local", []string{"kms/local", "cmd", "e2e"}},
-	{module + "kms/datakey", []string{"kms/datakey", "store", "cmd"}},
+	{module + "kms/datakey", []string{"kms/datakey", "store", "cmd", "internal/bench"}},
 	{module + "kms/datakey/datakeytest", []string{"store/storetest"}},
 	// metadata and secrets: for its table of algorithms.
 	{module + "kms", []string{"kms", "signer", "server", "cmd", "store", "e2e", "internal/bench", "encrypter/metadata", "encrypter/secrets"}},
