@@ -31,6 +31,18 @@ func (t tx) Get(table records.Table, key []byte) ([]byte, error) {
 	return bytes.Clone(b.Get(key)), nil
 }
 
+// GetAll implements records.Tx.
+func (t tx) GetAll(table records.Table, keys [][]byte) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	for i, key := range keys {
+		var err error
+		if values[i], err = t.Get(table, key); err != nil {
+			return nil, err
+		}
+	}
+	return values, nil
+}
+
 // Scan implements records.Tx.
 func (t tx) Scan(table records.Table, prefix, seek []byte, limit int) (rows []records.Row, more bool, err error) {
 	b, err := t.bucket(table)

@@ -18,6 +18,7 @@ import (
 type condition struct {
 	log  *slog.Logger
 	kick chan struct{} // with room for one: the watcher is to look
+	hope chan struct{} // with room for one: it need not pause, a new connection works
 
 	well atomic.Bool // nothing is wrong
 
@@ -26,14 +27,18 @@ type condition struct {
 	open    context.Context // ends when refusal is set; guarded by mu
 	shut    context.CancelFunc
 	right   bool      // the tables were seen to be right, and not to be wrong since; guarded by mu
+	met     bool      // the tables were seen, right or wrong; guarded by mu
 	lost    bool      // as the log says; guarded by mu
+	barred  bool      // the log says that the database does not let us in; guarded by mu
+	halted  bool      // as the log says: nothing can be written; guarded by mu
 	unfit   string    // what the log says is wrong with the tables; guarded by mu
 	since   time.Time // of lost or unfit; guarded by mu
+	stopped time.Time // of halted; guarded by mu
 	closed  bool      // guarded by mu
 }
 
 func newCondition(log *slog.Logger) *condition {
-	c := &condition{log: log, kick: make(chan struct{}, 1)}
+	c := &condition{log: log, kick: make(chan struct{}, 1), hope: make(chan struct{}, 1)}
 	c.open, c.shut = context.WithCancel(context.Background())
 	c.refuse(errors.New("PostgreSQL has not been reached yet"))
 	return c
@@ -69,6 +74,18 @@ func (c *condition) suspect() {
 	}
 }
 
+// joined: a new connection was let in and answered. That the database is back is
+// for the watcher to say, now.
+func (c *condition) joined() {
+	if c.well.Load() {
+		return
+	}
+	select {
+	case c.hope <- struct{}{}:
+	default:
+	}
+}
+
 // lose: the database could not be reached. slow says that it took so long that
 // not everybody should try.
 func (c *condition) lose(err error, slow bool) {
@@ -81,11 +98,34 @@ func (c *condition) lose(err error, slow bool) {
 	if slow || !c.right {
 		c.refuse(err)
 	}
+	c.tell(err)
+	c.suspect()
+}
+
+// barredAdvice is for who is not let in.
+const barredAdvice = "correct the DSN file and restart, or have the database let the role in"
+
+// tell writes down that the database cannot be reached, and once more if it
+// turns out to be there and not to let us in. c.mu is held.
+func (c *condition) tell(err error) {
+	attrs := []any{"error", err}
+	f := new(failure)
+	refused := errors.As(err, &f) && f.refused()
+	if refused {
+		attrs = append(attrs, "advice", barredAdvice)
+	}
+	switch {
+	case !c.lost && c.met:
+		c.log.Error("PostgreSQL is lost; what is in memory is served, other reads and all writes fail until it is back", attrs...)
+	case !c.lost:
+		c.log.Error("PostgreSQL cannot be used yet; all that needs it fails until it can be", attrs...)
+	case refused && !c.barred:
+		c.log.Error("PostgreSQL does not let the service in", attrs...)
+	}
 	if !c.lost {
 		c.lost, c.since = true, time.Now()
-		c.log.Error("PostgreSQL is lost; what is in memory is served, other reads and all writes fail until it is back", "error", err)
 	}
-	c.suspect()
+	c.barred = c.barred || refused
 }
 
 // misfit: the tables are not those that this version needs.
@@ -98,6 +138,7 @@ func (c *condition) misfit(err error) {
 	c.right = false
 	c.refuse(err)
 	c.found()
+	c.met = true
 	if c.unfit != err.Error() {
 		c.unfit, c.since = err.Error(), time.Now()
 		c.log.Error("PostgreSQL cannot be used; this is looked at again every second", "error", err)
@@ -118,14 +159,32 @@ func (c *condition) fit() {
 		c.unfit = ""
 	}
 	c.found()
+	c.met = true
 	c.well.Store(true)
 }
 
-// worked: a call was answered.
-func (c *condition) worked() {
-	if c.well.Load() {
-		return
+// halt: the row of the feed is gone (errNoFeed). What reads goes on.
+func (c *condition) halt(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed && !c.halted {
+		c.halted, c.stopped = true, time.Now()
+		c.log.Error("nothing can be written to PostgreSQL, and no change is heard of", "error", err)
 	}
+}
+
+// resume: the row of the feed is there.
+func (c *condition) resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed && c.halted {
+		c.halted = false
+		c.log.Info("PostgreSQL can be written to again", "after", time.Since(c.stopped).Round(time.Millisecond))
+	}
+}
+
+// there: the database answered, if only that it has no connection to give.
+func (c *condition) there() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.refusal == nil {
@@ -134,12 +193,19 @@ func (c *condition) worked() {
 	}
 }
 
-// found says that the database is back. c.mu is held.
+// found says that the database is back. Only what the watcher sees counts: while
+// new connections are refused, and those of old work on, callers see both all
+// the time. c.mu is held.
 func (c *condition) found() {
-	if c.lost {
-		c.lost = false
-		c.log.Info("PostgreSQL is back", "after", time.Since(c.since).Round(time.Millisecond))
+	if !c.lost {
+		return
 	}
+	c.lost, c.barred = false, false
+	what := "PostgreSQL is back"
+	if !c.met {
+		what = "PostgreSQL is reached"
+	}
+	c.log.Info(what, "after", time.Since(c.since).Round(time.Millisecond))
 }
 
 // seen reports whether the tables were seen to be right.
@@ -164,7 +230,8 @@ const (
 	// retry follows when the database could not be reached.
 	retry = 100 * time.Millisecond
 	// recheck follows when the tables were not right, or the database does not
-	// let us in: each try is a failed login.
+	// let us in: each try is a failed login. It also follows when nothing can be
+	// written.
 	recheck = time.Second
 	// slow is a failure that not everybody should wait for.
 	slow = 500 * time.Millisecond
@@ -172,10 +239,11 @@ const (
 
 // watch looks at the database when somebody suspects it, and again and again
 // while something is wrong, until ctx ends. After each look it pauses: a port
-// that refuses answers ten thousand times a second.
+// that refuses answers ten thousand times a second. It does not if somebody else
+// has got in.
 func (e *engine) watch(ctx context.Context) {
 	for {
-		if e.cond.well.Load() {
+		if e.cond.well.Load() && e.pause == calm {
 			select {
 			case <-ctx.Done():
 				return
@@ -183,13 +251,16 @@ func (e *engine) watch(ctx context.Context) {
 			}
 		}
 		e.look(ctx)
-		pause := calm
-		if !e.cond.well.Load() {
-			pause = e.pause
+		pause, hope := e.pause, e.cond.hope
+		if e.cond.well.Load() {
+			hope = nil
+		} else if pause == calm {
+			pause = retry // lost while it was looked at
 		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-hope:
 		case <-time.After(pause):
 		}
 	}
@@ -207,13 +278,20 @@ func (e *engine) look(ctx context.Context) {
 	e.pause = retry
 	switch {
 	case err == nil:
+		e.pause = calm
 		e.cond.fit()
+		e.cond.resume()
+	case errors.Is(err, errNoFeed) && e.start.Load() != nil:
+		e.pause = recheck
+		e.cond.fit()
+		e.cond.halt(err)
 	case !errors.As(err, &f):
 		e.pause = recheck
 		e.cond.misfit(err)
 	case f.code == tooManyConnections && e.cond.seen():
 		// It is there; the connections of the pool may well do.
-		e.cond.worked()
+		e.pause = calm
+		e.cond.there()
 	default:
 		if f.refused() {
 			e.pause = recheck

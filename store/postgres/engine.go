@@ -37,15 +37,14 @@ type engine struct {
 	pause time.Duration
 
 	// start is where the feed was before any call could read a row.
-	start    atomic.Pointer[position]
-	current  atomic.Pointer[time.Time]
-	follows  atomic.Bool // Follow was called
-	hears    atomic.Bool // LISTEN is in force
-	stop     context.CancelFunc
-	done     context.Context // of the engine; ended by Close
-	wg       sync.WaitGroup  // of the watcher
-	closing  sync.Once
-	closeErr error
+	start   atomic.Pointer[position]
+	current atomic.Pointer[time.Time]
+	follows atomic.Bool // Follow was called
+	hears   atomic.Bool // LISTEN is in force
+	stop    context.CancelFunc
+	done    context.Context // of the engine; ended by Close
+	wg      sync.WaitGroup  // of the watcher
+	closing sync.Once
 }
 
 var _ records.Shared = (*engine)(nil)
@@ -100,7 +99,7 @@ func (e *engine) Close() error {
 		e.wg.Wait()
 		e.pool.Close()
 	})
-	return e.closeErr
+	return nil
 }
 
 // Check reads the schema's version.
@@ -149,6 +148,25 @@ func (v *view) Get(t records.Table, key []byte) ([]byte, error) {
 	return valueOf(results[0]), nil
 }
 
+func (v *view) GetAll(t records.Table, keys [][]byte) ([][]byte, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	list := make([]statement, len(keys))
+	for i, key := range keys {
+		list[i] = v.e.sql.getRow(t, key)
+	}
+	results, err := v.e.query(v.ctx, list...)
+	if err != nil {
+		return nil, err
+	}
+	values := make([][]byte, len(keys))
+	for i, r := range results {
+		values[i] = valueOf(r)
+	}
+	return values, nil
+}
+
 func (v *view) Scan(t records.Table, prefix, seek []byte, limit int) ([]records.Row, bool, error) {
 	results, err := v.e.query(v.ctx, v.e.sql.scanRows(t, prefix, seek, limit))
 	if err != nil {
@@ -170,6 +188,18 @@ func (e *engine) query(ctx context.Context, list ...statement) ([]result, error)
 	return results, nil
 }
 
+// transact runs statements that may be run twice in a transaction of their own,
+// in one message. Its bounds are those of every transaction here, whatever the
+// role's are, so that one whose caller has gone does not happen much later.
+func (e *engine) transact(ctx context.Context, list ...statement) ([]result, error) {
+	all := append(e.sql.opening(), list...)
+	results, err := e.query(ctx, append(all, stmt("COMMIT"))...)
+	if err != nil {
+		return nil, err
+	}
+	return results[len(all)-len(list) : len(all)], nil
+}
+
 // onAny runs statements as query does, and returns the connection they ran on,
 // which the caller gives back to release.
 func (e *engine) onAny(ctx context.Context, list []statement) ([]result, *pgxpool.Conn, error) {
@@ -183,6 +213,9 @@ func (e *engine) onAny(ctx context.Context, list []statement) ([]result, *pgxpoo
 		data["used"] = true
 		results, broken, err := e.run(ctx, conn, list)
 		if err == nil {
+			if !used {
+				e.cond.joined()
+			}
 			return results, conn, nil
 		}
 		e.release(conn)
@@ -199,7 +232,8 @@ func (e *engine) run(ctx context.Context, conn *pgxpool.Conn, list []statement) 
 	defer cancel()
 	results, err = send(limited, conn.Conn().PgConn(), list)
 	if err == nil {
-		e.cond.worked()
+		// Nothing is said of the database as a whole: a connection of old works
+		// on where no new one is let in.
 		return results, false, nil
 	}
 	closed := conn.Conn().IsClosed()

@@ -14,6 +14,10 @@ import (
 // which version there is, and what to run.
 var ErrSchema = errors.New("the database cannot be used by this version")
 
+// errNoFeed: nothing can be written, and no process hears of what another
+// writes. The last mark says what the row has said.
+var errNoFeed = errors.New("the row of the table feed is gone, without which nothing can be written: put it back by INSERT INTO feed (number) SELECT max(number) FROM feed_marks, or restore the tables from a backup")
+
 // errClosed is what every call answers after Close.
 var errClosed = errors.New("the store has been closed")
 

@@ -374,7 +374,8 @@ func TestOpenWithoutADatabaseWorksWhenItIsThere(t *testing.T) {
 	w := following(t, e)
 	mustPut(t, e, records.Rings, "k", "v")
 	eventually(t, inForce, "told of it", func() bool { return w.heard("rings k") })
-	if log.count(`msg="PostgreSQL is lost`) != 1 || log.count(`msg="PostgreSQL is back`) != 1 {
+	// It was never there, so it is not lost.
+	if log.count(`msg="PostgreSQL cannot be used yet`) != 1 || log.count(`msg="PostgreSQL is reached`) != 1 || log.count("is lost") != 0 {
 		t.Errorf("want one line for each, got:\n%s", log.text())
 	}
 }

@@ -89,6 +89,7 @@ func (e *engine) tell(ctx context.Context, at *position, f records.Follower) err
 	}
 	row, err := results[0].one()
 	if err != nil {
+		e.cond.suspect() // the row of the feed is gone
 		return err
 	}
 	now, mark := position{integer(row[0]), string(row[2])}, string(row[1])

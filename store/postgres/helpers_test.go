@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bulla-project/bulla/store/postgres/pgtest"
 	"github.com/bulla-project/bulla/store/records"
 )
 
@@ -44,6 +45,15 @@ func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) 
 			t.Fatalf("not within %v: %s", limit, what)
 		}
 	}
+}
+
+// roleOf makes a role that may use the tables, which are there, and returns its
+// DSN.
+func roleOf(t *testing.T, d *pgtest.Database, name string) string {
+	t.Helper()
+	d.Exec(t, "CREATE ROLE "+name+" LOGIN PASSWORD 'hunter2'")
+	d.Exec(t, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "+name)
+	return d.As(name, "hunter2", d.Cluster.Addr())
 }
 
 func put(ctx context.Context, e *engine, t records.Table, key, value string) error {

@@ -9,13 +9,14 @@ import (
 	"github.com/bulla-project/bulla/store/records"
 )
 
-// Claim implements records.Shared. It is one message: the lease, and then what
-// there is. Sent again on another connection it gives the same lease.
+// Claim implements records.Shared. It is one message, a transaction: the lease,
+// and then what there is. Sent again on another connection it gives the same
+// lease.
 func (e *engine) Claim(ctx context.Context, key []byte, d time.Duration) (records.Claim, error) {
 	id := rand.Text()
 	from, to := append(append([]byte{}, key...), 0), append(append([]byte{}, key...), 1)
 	asked := time.Now()
-	results, err := e.query(ctx,
+	results, err := e.transact(ctx,
 		stmt(e.sql.claim, key, from, to, id, d.Microseconds()),
 		stmt(e.sql.claimed, key, from, to, id))
 	if err != nil {
@@ -50,7 +51,8 @@ func (e *engine) PutClaimed(ctx context.Context, key, value []byte, lease string
 		}
 		defer leave()
 	}
-	list := []statement{stmt("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"), stmt(e.sql.begin)}
+	list := e.sql.opening()
+	locked := len(list)
 	if announce {
 		list = append(list, stmt(e.sql.lock))
 	}
@@ -63,7 +65,7 @@ func (e *engine) PutClaimed(ctx context.Context, key, value []byte, lease string
 	t := &update{e: e, ctx: ctx, conn: conn, open: true, announced: announce}
 	defer t.end()
 	if announce {
-		if err := e.locked(results[2]); err != nil {
+		if err := e.locked(results[locked]); err != nil {
 			return err
 		}
 	}
@@ -106,6 +108,6 @@ func (q *queries) guarded(t records.Table) string {
 
 // Release implements records.Shared.
 func (e *engine) Release(ctx context.Context, key []byte, lease string) error {
-	_, err := e.query(ctx, stmt(e.sql.release, key, lease))
+	_, err := e.transact(ctx, stmt(e.sql.release, key, lease))
 	return err
 }

@@ -3,12 +3,14 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms/datakey"
+	"github.com/bulla-project/bulla/store/postgres/pgtest"
 	"github.com/bulla-project/bulla/store/records"
 	"github.com/bulla-project/bulla/store/storetest"
 )
@@ -84,6 +86,100 @@ func TestLeaseForgedIntoTheFutureIsNone(t *testing.T) {
 	exec("UPDATE keysets SET lease_until = now() + interval '30 seconds'")
 	if c := claim(t, b, time.Minute); c.Lease != "" {
 		t.Errorf("got %+v, and another has the lease", c)
+	}
+	exec("UPDATE keysets SET lease_until = now() + interval '2 minutes'")
+	if c := claim(t, b, 15*time.Second); c.Lease == "" {
+		t.Errorf("got %+v, want the lease: none lasts for two minutes", c)
+	}
+}
+
+// Who has given up, and cannot tell the database, must not get a lease that
+// nobody uses when others stop holding it up.
+func TestAbandonedClaimTakesNoLeaseLater(t *testing.T) {
+	d := cluster.NewDatabase(t)
+	p := pgtest.NewProxy(t, cluster.Addr())
+	b, a := engineOn(t, Config{DSN: d.DSN(), Migrate: true}), engineOn(t, Config{DSN: d.Via(p.Addr())})
+	mustPut(t, b, records.URIs, uri+"\x00main\x00app", "")
+	// So that there is a connection.
+	if err := a.Release(t.Context(), []byte(uri), claim(t, a, time.Minute).Lease); err != nil {
+		t.Fatal(err)
+	}
+	err := b.Update(t.Context(), func(tx records.Tx) error {
+		if err := tx.Put(records.URIs, []byte(uri+"\x00main\x00app"), []byte{}); err != nil {
+			return err
+		}
+		// Sent with what is read next: now the row of the index is locked.
+		if _, err := tx.Get(records.Rings, []byte("k")); err != nil {
+			return err
+		}
+		before := p.Asked()
+		done := make(chan error, 1)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		go func() {
+			_, err := a.Claim(ctx, []byte(uri), time.Minute)
+			done <- err
+		}()
+		eventually(t, time.Second, "the Claim is sent", func() bool { return p.Asked() > before })
+		time.Sleep(100 * time.Millisecond) // it waits at the database now
+		p.BlackHole(true)
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v from a Claim that was given up", err)
+		}
+		for begun := time.Now(); time.Since(begun) < lockLimit+500*time.Millisecond; time.Sleep(500 * time.Millisecond) {
+			if _, err := tx.Get(records.Rings, []byte("k")); err != nil { // the transaction must not idle
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // if it still waited, it would have it now
+	if c := claim(t, b, time.Minute); c.Lease == "" {
+		t.Errorf("got %+v, want the lease, which nobody uses", c)
+	}
+}
+
+// What a lease rests on does not depend on how the role is set up.
+func TestLeasesWorkWhateverTheIsolationOfTheRole(t *testing.T) {
+	d := cluster.NewDatabase(t)
+	a := engineOn(t, Config{DSN: d.DSN(), Migrate: true})
+	for n, level := range []string{"repeatable read", "serializable"} {
+		role := fmt.Sprint("isolated", n)
+		dsn := roleOf(t, d, role)
+		d.Exec(t, "ALTER ROLE "+role+" SET default_transaction_isolation = '"+level+"'")
+		engines := []*engine{engineOn(t, Config{DSN: dsn}), engineOn(t, Config{DSN: dsn})}
+		for i := range 50 {
+			key := fmt.Sprint(level, i)
+			mustPut(t, a, records.URIs, key+"\x00main\x00app", "")
+			var wg sync.WaitGroup
+			for c := range 4 {
+				wg.Go(func() {
+					e := engines[c%2]
+					c, err := e.Claim(context.Background(), []byte(key), time.Minute)
+					switch {
+					case err != nil:
+						t.Errorf("%s: Claim: %v", level, err)
+					case c.Lease == "":
+					case i%2 == 0:
+						if err := e.Release(context.Background(), []byte(key), c.Lease); err != nil {
+							t.Errorf("%s: Release: %v", level, err)
+						}
+					default:
+						if err := e.PutClaimed(context.Background(), []byte(key), []byte("v"), c.Lease, records.Guard{}, true); err != nil {
+							t.Errorf("%s: PutClaimed: %v", level, err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if t.Failed() {
+				return
+			}
+		}
 	}
 }
 

@@ -156,7 +156,7 @@ func (e *engine) probe(ctx context.Context) error {
 		return fmt.Errorf("its tables cannot be read: %s", f.text)
 	}
 	if err != nil {
-		return asFailure(err)
+		return ofTables(err)
 	}
 	if t.version < e.list[len(e.list)-1].version && e.migrate {
 		from, to, err := migrate(ctx, conn.PgConn(), e.target.schema, e.list)
@@ -167,20 +167,38 @@ func (e *engine) probe(ctx context.Context) error {
 			e.log.Info("PostgreSQL was migrated", "from", from, "to", to)
 		}
 		if t, err = readTables(ctx, conn.PgConn(), &e.sql); err != nil {
-			return asFailure(err)
+			return ofTables(err)
 		}
 	}
 	if err := t.problem(e.list); err != nil {
 		return err
 	}
-	if e.start.Load() == nil {
-		at, err := e.whereOn(limited, conn.PgConn())
-		if err != nil {
-			return asFailure(err)
-		}
-		e.start.Store(at)
+	return e.probeFeed(limited, conn.PgConn())
+}
+
+// probeFeed makes sure that there is a feed, and remembers where it was first.
+func (e *engine) probeFeed(ctx context.Context, conn *pgconn.PgConn) error {
+	at, err := e.whereOn(ctx, conn)
+	f := new(failure)
+	switch {
+	case errors.Is(err, errNotOne):
+		return errNoFeed
+	case errors.As(err, &f) && f.wrongTables():
+		return fmt.Errorf("its tables cannot be read: %s", f.text)
+	case err != nil:
+		return asFailure(err)
 	}
+	e.start.CompareAndSwap(nil, at)
 	return nil
+}
+
+// ofTables is an error of readTables: of the way to the database, or of what the
+// tables say.
+func ofTables(err error) error {
+	if errors.Is(err, errNotOne) {
+		return err
+	}
+	return asFailure(err)
 }
 
 // asFailure is err as one of the way to the database, and not of its tables.

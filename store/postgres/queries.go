@@ -93,14 +93,15 @@ func newQueries(schema string) queries {
 		SELECT pg_notify('%[4]s', $1)`, feed, marks, marksKept, channel)
 
 	// The row of the index is held, so that it and the key set's cannot go
-	// between the question and the lease. A lease that ends later than one given
+	// between the question and the lease. A lease that ends later than any given
 	// now would is none.
 	q.claim = fmt.Sprintf(`WITH named AS (SELECT 1 FROM %[2]s WHERE key >= $2 AND key < $3 ORDER BY key LIMIT 1 FOR SHARE)
 		INSERT INTO %[1]s AS k (key, lease_id, lease_until)
 		SELECT $1, $4, clock_timestamp() + $5 * interval '1 microsecond' FROM named
 		ON CONFLICT (key) DO UPDATE SET lease_id = EXCLUDED.lease_id, lease_until = EXCLUDED.lease_until
 		WHERE k.lease_id IS NULL OR k.lease_until IS NULL OR k.lease_id = $4
-			OR k.lease_until <= clock_timestamp() OR k.lease_until > clock_timestamp() + $5 * interval '1 microsecond'`, keysets, uris)
+			OR k.lease_until <= clock_timestamp() OR k.lease_until > clock_timestamp() + %[3]d * interval '1 microsecond'`,
+		keysets, uris, records.MaxLease.Microseconds())
 	q.claimed = fmt.Sprintf(`SELECT n.named, k.value, coalesce(k.lease_id = $4, false),
 			coalesce(extract(epoch FROM k.lease_until - clock_timestamp()) * 1000000, 0)::bigint
 		FROM (SELECT EXISTS (SELECT 1 FROM %[2]s WHERE key >= $2 AND key < $3) AS named) AS n
@@ -130,6 +131,21 @@ func newQueries(schema string) queries {
 }
 
 func (q *queries) name(table string) string { return pgx.Identifier{q.schema, table}.Sanitize() }
+
+// opening begins a transaction. Its isolation is not the role's default: what
+// follows a lock has to see what was committed before it.
+func (q *queries) opening() []statement {
+	return []statement{stmt("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"), stmt(q.begin)}
+}
+
+// getHeld reads a row in a transaction, in which it stays as it was read. What
+// the last statement returns is for valueOf.
+func (q *queries) getHeld(t records.Table, key []byte) []statement {
+	if t == records.KeySets {
+		return []statement{q.holdRow(key), q.getRow(t, key)}
+	}
+	return []statement{q.getRow(t, key)}
+}
 
 func (q *queries) getRow(t records.Table, key []byte) statement { return stmt(q.get[t], key) }
 

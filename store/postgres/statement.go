@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -69,10 +70,13 @@ func send(ctx context.Context, conn *pgconn.PgConn, list []statement) ([]result,
 	return results, nil
 }
 
+// errNotOne: somebody has changed the tables.
+var errNotOne = errors.New("PostgreSQL: there is not one row where there always is; restore the tables from a backup")
+
 // one returns the only row.
 func (r result) one() ([][]byte, error) {
 	if len(r.rows) != 1 {
-		return nil, fmt.Errorf("PostgreSQL: got %d rows where there is always one; restore the tables from a backup", len(r.rows))
+		return nil, fmt.Errorf("%w: got %d", errNotOne, len(r.rows))
 	}
 	return r.rows[0], nil
 }

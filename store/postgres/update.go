@@ -98,20 +98,50 @@ func (t *update) Delete(table records.Table, key []byte) error {
 }
 
 func (t *update) Get(table records.Table, key []byte) ([]byte, error) {
-	for _, w := range slices.Backward(t.pending) {
-		if w.table == table && bytes.Equal(w.key, key) {
-			return bytes.Clone(w.value), t.err
-		}
+	if w := t.written(table, key); w != nil {
+		return bytes.Clone(w.value), t.err
 	}
-	list := []statement{t.e.sql.getRow(table, key)}
-	if table == records.KeySets {
-		list = []statement{t.e.sql.holdRow(key), list[0]}
-	}
-	r, err := t.ask(list...)
+	r, err := t.ask(t.e.sql.getHeld(table, key)...)
 	if err != nil {
 		return nil, err
 	}
 	return valueOf(r), nil
+}
+
+func (t *update) GetAll(table records.Table, keys [][]byte) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	var list []statement
+	at := map[int]int{} // index in keys, by that in list
+	for i, key := range keys {
+		if w := t.written(table, key); w != nil {
+			values[i] = bytes.Clone(w.value)
+			continue
+		}
+		list = append(list, t.e.sql.getHeld(table, key)...)
+		at[len(list)-1] = i
+	}
+	if len(list) == 0 {
+		return values, t.err
+	}
+	results, err := t.send(list...)
+	if err != nil {
+		return nil, err
+	}
+	results = results[len(results)-len(list):]
+	for n, i := range at {
+		values[i] = valueOf(results[n])
+	}
+	return values, nil
+}
+
+// written is what is to be written to a row, nil if that is nothing.
+func (t *update) written(table records.Table, key []byte) *write {
+	for i, w := range slices.Backward(t.pending) {
+		if w.table == table && bytes.Equal(w.key, key) {
+			return &t.pending[i]
+		}
+	}
+	return nil
 }
 
 func (t *update) Scan(table records.Table, prefix, seek []byte, limit int) ([]records.Row, bool, error) {
@@ -146,14 +176,12 @@ func (t *update) send(more ...statement) ([]result, error) {
 
 	var results []result
 	if t.conn == nil {
-		begin := []statement{
-			stmt("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"), stmt(t.e.sql.begin), stmt(t.e.sql.lock),
-		}
+		begin := append(t.e.sql.opening(), stmt(t.e.sql.lock))
 		// Nothing of this lasts if the connection breaks, so it may be sent again.
 		results, t.conn, t.err = t.e.onAny(t.ctx, append(begin, list...))
 		t.open = t.err == nil
 		if t.err == nil {
-			t.err = t.e.locked(results[2])
+			t.err = t.e.locked(results[len(begin)-1])
 		}
 	} else {
 		results, _, t.err = t.e.run(t.ctx, t.conn, list)
@@ -168,6 +196,12 @@ func (t *update) send(more ...statement) ([]result, error) {
 // locked reads what the lock returned, and makes sure that the tables are still
 // those of this version before anything is written.
 func (e *engine) locked(r result) error {
+	if len(r.rows) == 0 {
+		// The watcher finds out which row is gone. Without that of the feed all
+		// can be read.
+		e.cond.suspect()
+		return errNoFeed
+	}
 	v, err := versionOf(r)
 	if err == nil {
 		err = v.problem(e.list)

@@ -66,6 +66,11 @@ type Tx interface {
 	// what fn does to it: PutClaimed waits.
 	Get(t Table, key []byte) ([]byte, error)
 
+	// GetAll returns what Get returns for each of some keys, in their order, and
+	// asks the database once: who asks in Update keeps the others waiting. At most
+	// BatchRows keys.
+	GetAll(t Table, keys [][]byte) ([][]byte, error)
+
 	// Scan returns rows from seek on whose keys begin with prefix, in byte order,
 	// at most limit of them and not many more bytes than BatchBytes. more is
 	// false if they are the last.
@@ -88,6 +93,10 @@ const (
 	BatchBytes = 1 << 20
 )
 
+// MaxLease is for how long a lease is given at most: as long as a holder that
+// died keeps the others from a fetch.
+const MaxLease = time.Minute
+
 // Shared is what an engine can do besides whose rows several processes share.
 type Shared interface {
 	Engine
@@ -102,8 +111,9 @@ type Shared interface {
 	Current() time.Time
 
 	// Claim gives a lease on a key set to one who asks, for d from now on by the
-	// clock of the engine, if nobody has one. A lease that pretends to last for
-	// longer than d from now is none.
+	// clock of the engine, if nobody has one. d is at most MaxLease, and a lease
+	// that pretends to last for longer than that from now is none; one that lasts
+	// for longer than d is: processes need not agree on d.
 	Claim(ctx context.Context, key []byte, d time.Duration) (Claim, error)
 
 	// PutClaimed writes the value of a key set, alone and without the order among

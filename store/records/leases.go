@@ -10,10 +10,6 @@ import (
 	"github.com/bulla-project/bulla/store/envelope"
 )
 
-// maxLease is for how long a lease is given at most: as long as a holder that
-// died keeps the others from a fetch.
-const maxLease = time.Minute
-
 // Leases returns the leases on key sets, nil if no other process shares the
 // store.
 func (s *Store) Leases() registry.Leases {
@@ -35,7 +31,7 @@ type leases struct {
 // the lease fetches it anew.
 func (l *leases) Claim(ctx context.Context, uri string, d time.Duration) (*registry.Claim, error) {
 	row := keySetRow(uri)
-	c, err := l.shared.Claim(ctx, row.Key, min(d, maxLease))
+	c, err := l.shared.Claim(ctx, row.Key, min(d, MaxLease))
 	if err != nil {
 		return nil, unavailable(registry.ErrUnavailable, err)
 	}

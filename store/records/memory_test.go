@@ -196,7 +196,7 @@ func (m *memory) Claim(ctx context.Context, key []byte, d time.Duration) (record
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
 	now := time.Now()
-	if h, ok := m.d.leases[string(key)]; ok && now.Before(h.until) {
+	if h, ok := m.d.leases[string(key)]; ok && now.Before(h.until) && !h.until.After(now.Add(records.MaxLease)) {
 		return records.Claim{Until: h.until, Value: value}, nil
 	}
 	h := held{rand.Text(), now.Add(d)}
@@ -262,6 +262,14 @@ func (t *memoryTx) Get(table records.Table, key []byte) ([]byte, error) {
 		return []byte(v), nil
 	}
 	return nil, nil
+}
+
+func (t *memoryTx) GetAll(table records.Table, keys [][]byte) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	for i, key := range keys {
+		values[i], _ = t.Get(table, key)
+	}
+	return values, nil
 }
 
 func (t *memoryTx) Scan(table records.Table, prefix, seek []byte, limit int) (rows []records.Row, more bool, err error) {

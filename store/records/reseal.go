@@ -119,8 +119,9 @@ func (r *resealing) anew(ctx context.Context, row stored) ([]byte, error) {
 	return next, err
 }
 
-// flush writes the pending rows in one transaction. A row that was changed
-// since it was read is looked at again, alone.
+// flush writes the pending rows in one transaction, which reads them all at
+// once: everybody who writes waits for its end. A row that was changed since it
+// was read is looked at again, alone.
 func (r *resealing) flush(ctx context.Context) error {
 	if len(r.pending) == 0 {
 		return nil
@@ -130,16 +131,21 @@ func (r *resealing) flush(ctx context.Context) error {
 		if _, err := takesNew(tx, r.current, errRetired); err != nil {
 			return err
 		}
+		table := TableOf(r.pending[0].Kind) // of all: each kind is flushed
+		var keys [][]byte
 		for _, p := range r.pending {
-			now, err := tx.Get(TableOf(p.Kind), p.Key)
-			if err != nil {
-				return err
-			}
-			if !same(now, p.value) {
+			keys = append(keys, p.Key)
+		}
+		now, err := tx.GetAll(table, keys)
+		if err != nil {
+			return err
+		}
+		for i, p := range r.pending {
+			if !same(now[i], p.value) {
 				moved = append(moved, p)
 				continue
 			}
-			if err := tx.Put(TableOf(p.Kind), p.Key, p.next); err != nil {
+			if err := tx.Put(table, p.Key, p.next); err != nil {
 				return err
 			}
 		}

@@ -24,6 +24,7 @@ func Engine(t *testing.T, open Open[records.Engine]) {
 		{"RowsComeAndGo", rowsComeAndGo},
 		{"TablesAreApart", tablesApart},
 		{"KeysAndValuesMayBeAnyBytes", anyBytes},
+		{"ManyRowsAreReadAtOnce", readMany},
 		{"ScanGoesInByteOrder", scanOrder},
 		{"ScanKeepsToItsPrefix", scanPrefix},
 		{"ScanKeepsToItsLimits", scanLimits},
@@ -39,6 +40,73 @@ func Engine(t *testing.T, open Open[records.Engine]) {
 		{"ClosedEngineFails", closedEngine},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.run(t, open) })
+	}
+}
+
+func readMany(t *testing.T, open Open[records.Engine]) {
+	e, _ := open(t)
+	for _, table := range []records.Table{records.Registrations, records.KeySets} {
+		for _, key := range []string{"a", "b", "c", "empty"} {
+			value := "value of " + key
+			if key == "empty" {
+				value = ""
+			}
+			putRow(t, e, table, key, value)
+		}
+		keys := [][]byte{[]byte("c"), []byte("none"), []byte("a"), []byte("empty"), []byte("b"), []byte("c")}
+		read := func(want ...string) func(tx records.Tx) error {
+			return func(tx records.Tx) error {
+				if none, err := tx.GetAll(table, nil); err != nil || len(none) != 0 {
+					t.Errorf("no keys: got %q, %v", none, err)
+				}
+				got, err := tx.GetAll(table, keys)
+				if err != nil {
+					return err
+				}
+				var texts []string
+				for _, v := range got {
+					text := string(v)
+					if v == nil {
+						text = "nil"
+					}
+					texts = append(texts, text)
+				}
+				if diff := cmp.Diff(want, texts); diff != "" {
+					t.Errorf("%s: (-want +got):\n%s", table, diff)
+				}
+				return nil
+			}
+		}
+		before := []string{"value of c", "nil", "value of a", "", "value of b", "value of c"}
+		if err := e.View(t.Context(), read(before...)); err != nil {
+			t.Error(err)
+		}
+		update(t, e, func(tx records.Tx) error {
+			if err := read(before...)(tx); err != nil {
+				return err
+			}
+			if err := errors.Join(
+				tx.Put(table, []byte("none"), []byte("new")),
+				tx.Delete(table, []byte("a")),
+				tx.Put(table, []byte("b"), []byte("first")),
+				tx.Put(table, []byte("b"), []byte("last")),
+			); err != nil {
+				return err
+			}
+			after := []string{"value of c", "new", "nil", "", "last", "value of c"}
+			return errors.Join(read(after...)(tx), read(after...)(tx))
+		})
+		// Rows that are all to be written.
+		update(t, e, func(tx records.Tx) error {
+			if err := tx.Put(table, []byte("x"), []byte("1")); err != nil {
+				return err
+			}
+			got, err := tx.GetAll(table, [][]byte{[]byte("x")})
+			if err == nil && (len(got) != 1 || string(got[0]) != "1") {
+				t.Errorf("got %q, want what is to be written", got)
+			}
+			return err
+		})
 	}
 }
 

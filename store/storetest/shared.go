@@ -32,6 +32,7 @@ func Shared(t *testing.T, open OpenShared) {
 		{"OneOfManyGetsTheLease", oneLease},
 		{"NobodyHasALeaseOnWhatNoClientNames", unnamedLease},
 		{"LeaseEndsByItsTime", leaseTime},
+		{"LongLeaseHoldsAgainstWhoAsksForAShortOne", longerLease},
 		{"HolderWritesAndThatEndsTheLease", holderWrites},
 		{"LeaseThatIsLostWritesNothing", lostLease},
 		{"LeaseGoesWithItsKeySet", leaseGoes},
@@ -169,6 +170,19 @@ func leaseTime(t *testing.T, a, b records.Shared) {
 	err := a.PutClaimed(t.Context(), sharedKey, []byte("late"), first.Lease, noGuard(t, a), true)
 	want(t, "PutClaimed after it was taken over", err, records.ErrLeaseLost)
 	wantRow(t, a, records.KeySets, sharedURI, "", false)
+}
+
+// While a setting is changed in one process after the other, they ask for leases
+// of different lengths.
+func longerLease(t *testing.T, a, b records.Shared) {
+	name(t, a)
+	first := claimed(t, a, records.MaxLease)
+	if c := claim(t, b, time.Second); c.Lease != "" {
+		t.Fatal("a lease was taken over that lasts for longer than one given now")
+	}
+	if err := a.PutClaimed(t.Context(), sharedKey, []byte("value"), first.Lease, noGuard(t, a), true); err != nil {
+		t.Errorf("PutClaimed by the holder: %v", err)
+	}
 }
 
 func holderWrites(t *testing.T, a, b records.Shared) {

@@ -57,6 +57,15 @@ func (m *memory) Get(t records.Table, key []byte) ([]byte, error) {
 	return bytes.Clone(m.tables[t].values[string(key)]), nil
 }
 
+// GetAll implements records.Tx.
+func (m *memory) GetAll(t records.Table, keys [][]byte) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	for i, key := range keys {
+		values[i] = bytes.Clone(m.tables[t].values[string(key)])
+	}
+	return values, nil
+}
+
 // Scan implements records.Tx.
 func (m *memory) Scan(t records.Table, prefix, seek []byte, limit int) (found []records.Row, more bool, err error) {
 	r := m.tables[t]
