@@ -354,6 +354,7 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 	var cl *client
 	if err == nil {
 		cl = c.newClient(reg)
+		c.doubt(reg)
 	}
 
 	slot.mu.Lock()
@@ -369,6 +370,24 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 		return nil, err
 	}
 	return cl, nil
+}
+
+// doubt has the stored set of a registration's URL looked at if the set in
+// memory was fetched before the registration was written: nobody may have named
+// the URL in between, and what is stored of it since is another set. That a set
+// is deleted is not told to replicas, and that another is stored comes late if
+// whoever registered it has died before.
+func (c *Cache) doubt(reg *registry.Registration) {
+	if c.cfg.Leases == nil || reg.Source.JWKSURI == "" {
+		return
+	}
+	src := c.sources.get(reg.Source.JWKSURI)
+	if src == nil {
+		return
+	}
+	if state := src.state.Load(); state.set != nil && state.FetchedAt.Before(reg.UpdatedAt.Add(maxSkew)) {
+		c.sources.lookAt(src)
+	}
 }
 
 // newClient prepares all that needs neither a fetch nor the client's secret.

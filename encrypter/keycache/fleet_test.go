@@ -355,6 +355,7 @@ func TestSharedStoreGone(t *testing.T) {
 		for _, r := range f.replicas {
 			r.use("app")
 		}
+		f.sleep(time.Second) // there are no news that could not be read
 		f.store.fail(registry.ErrUnavailable)
 		f.hosts.serve(uri, fresh(set("k2"), 10*time.Minute))
 		n := f.hosts.count(uri)
@@ -566,8 +567,8 @@ func TestClosingReplicaGivesItsLeaseBack(t *testing.T) {
 	})
 }
 
-// TestLimitIsSeenInTheStore: a refresh that found nothing new is not announced,
-// and limits those on other replicas all the same.
+// TestLimitIsSeenInTheStore: a refresh of which another replica has not heard
+// limits those there all the same.
 func TestLimitIsSeenInTheStore(t *testing.T) {
 	inFleet(t, 2, func(t *testing.T, f *fleet) {
 		f.hosts.serve(uri, fresh(set("k1"), time.Hour))
@@ -577,9 +578,16 @@ func TestLimitIsSeenInTheStore(t *testing.T) {
 		}
 		f.sleep(time.Minute)
 		told := f.store.count().told
+		f.store.shared.Lock()
+		f.store.followers = nil
+		f.store.shared.Unlock()
 		if _, err := f.replicas[0].Refresh(t.Context(), reg); err != nil {
 			t.Fatal(err)
 		}
+		if got := f.store.count().told - told; got != 1 {
+			t.Errorf("%d announcements of a refresh that found nothing new, want 1: who has another set in memory is to look", got)
+		}
+		told = f.store.count().told
 		f.sleep(4 * time.Second)
 		n := f.hosts.count(uri)
 		for range 2 { // and again, without asking the store

@@ -187,7 +187,12 @@ func (c *Cache) fly(src *source, f *flight) {
 	}
 	c.sources.reweigh(src)
 	c.notice(src)
-	c.sources.end(src, c.wakeFor(f.state, r.due, time.Now()), r.forget)
+	now := time.Now()
+	wake := c.wakeFor(f.state, r.due, now)
+	if !wake.After(now) {
+		wake = now.Add(soon) // whatever went wrong, it does not go round without a pause
+	}
+	c.sources.end(src, wake, r.forget)
 	c.balance()
 }
 
@@ -199,7 +204,12 @@ type round struct {
 	due    time.Time // when the URL is to be fetched next
 	forget bool      // that no registration names it any more
 	cut    bool      // it ended because the cache is being closed
+	lacks  bool      // the store had nothing, or something older than memory, when it was last looked at
 }
+
+// soon is how long after a flight the next one begins at the earliest, if
+// nobody waits for it.
+const soon = time.Second
 
 // alone fetches, and stores the result in a store that nobody else writes to.
 func (r *round) alone() {
@@ -249,11 +259,12 @@ func (r *round) fetch(before *setState, t *text, must, unsaved bool) bool {
 // before's set, if that is at hand; must says that it has to be afterwards.
 func (r *round) get(before *setState, t *text, must bool) (*setState, *text, error) {
 	r.asked = true
-	asked := time.Now()
+	// A set is as old as the question: the host may have looked at its keys as
+	// soon as it was asked, however long the answer took.
+	asked := wallClock()
 	res, set, doc, err := r.ask(before, t, must)
-	now := time.Now()
 	if err != nil {
-		after, err := r.failed(before, now, err)
+		after, err := r.failed(before, wallClock(), err)
 		if after != nil && r.why == forced {
 			after.ForcedAt = asked
 		}
@@ -261,7 +272,7 @@ func (r *round) get(before *setState, t *text, must bool) (*setState, *text, err
 	}
 	after := &setState{
 		set: set, ETag: res.ETag, LastModified: res.LastModified,
-		FetchedAt: now, FreshUntil: now.Add(r.cfg.Policy.freshFor(res.Freshness)), ForcedAt: before.ForcedAt,
+		FetchedAt: asked, FreshUntil: asked.Add(r.cfg.Policy.freshFor(res.Freshness)), ForcedAt: before.ForcedAt,
 	}
 	if r.why == forced {
 		after.ForcedAt = asked
@@ -275,8 +286,7 @@ func (r *round) get(before *setState, t *text, must bool) (*setState, *text, err
 // take puts the result of a fetch in place.
 func (r *round) take(before, after *setState, t *text, unsaved bool, err error) {
 	if broken := r.src.put(after, t, unsaved); broken != nil {
-		now := time.Now()
-		if after, err = r.failed(before, now, broken); after == nil {
+		if after, err = r.failed(before, wallClock(), broken); after == nil {
 			r.cut = true
 			return
 		}

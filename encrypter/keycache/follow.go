@@ -24,8 +24,9 @@ var _ registry.Follower = (*Cache)(nil)
 // the feed takes between two looks when all is well.
 const behindAfter = 2 * time.Second
 
-// behind reports whether what is in memory may be out of date, as the feed lags.
-// It is registry.ErrUnavailable if it lags for longer than may be.
+// behind reports whether what is in memory may be out of date, as the feed lags
+// or what it has told of could not be read yet. It is registry.ErrUnavailable if
+// that goes on for longer than may be.
 func (c *Cache) behind() (bool, error) {
 	if c.cfg.Feed == nil {
 		return false, nil
@@ -34,7 +35,7 @@ func (c *Cache) behind() (bool, error) {
 	if current.Before(c.made) {
 		current = c.made // nothing in memory is older
 	}
-	lag := time.Since(current)
+	lag := max(time.Since(current), c.sources.lag())
 	if lag > c.cfg.MaxLag {
 		return true, errLag
 	}
@@ -114,7 +115,12 @@ func (c *Cache) lookNow(ctx context.Context, src *source) {
 		c.sources.lookAt(src) // when that has ended, which may have read before the change
 		return
 	}
-	if err := f.wait(ctx); err == nil || ctx.Err() != nil {
+	err := f.wait(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		c.sources.looked(src)
 		return
 	}
 	// The store is gone. All others that wait would find the same.

@@ -1,9 +1,11 @@
 package keycache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -277,19 +279,138 @@ func TestResetForgetsWhatTheStoreMayNotHave(t *testing.T) {
 			reg.Revision = 1
 			s.clients[clientKey{issuer, "other"}] = &reg
 		})
+		newest := set("k2")
+		f.hosts.serve(uri, notModified(newest, time.Hour))
 		r.Reset()
+		synctest.Wait()
+		if got := r.warm("app"); kid(got) != "k1" {
+			t.Errorf("got key %s after a look at an older set, want k1", kid(got))
+		}
 		<-loading
-		f.sleep(time.Second)
-		for id, want := range map[string]string{"static": "b", "unknown": "c", "other": "d", "app": "k1"} {
+		f.sleep(2 * time.Second)
+		// The host was asked, and not whether it still has what nobody has at hand.
+		for id, want := range map[string]string{"static": "b", "unknown": "c", "other": "d", "app": "k2"} {
 			if got := r.use(id); kid(got) != want {
 				t.Errorf("%s: got key %s, want %s", id, kid(got), want)
 			}
 		}
-		// In time the store has the newer set again.
-		f.hosts.serve(uri, notModified(set("k2"), time.Hour))
-		f.sleep(time.Hour)
-		if got := r.use("app"); kid(got) != "k2" {
-			t.Errorf("got key %s, want k2", kid(got))
+		if ks, _ := f.store.stored(uri); !bytes.Equal(ks.Document, newest) {
+			t.Error("the store does not have the newer set again")
 		}
+		f.sleep(time.Hour)
+		if got := r.use("app"); kid(got) != "k2" || got.Stale {
+			t.Errorf("got key %s, stale %v; want k2, fresh", kid(got), got.Stale)
+		}
+	})
+}
+
+// unreadable is a store whose key sets cannot be read while broken says so.
+type unreadable struct {
+	registry.Store
+	broken *atomic.Bool
+}
+
+func (s unreadable) KeySet(ctx context.Context, uri string) (*registry.KeySet, error) {
+	if s.broken.Load() {
+		return nil, registry.ErrUnavailable
+	}
+	return s.Store.KeySet(ctx, uri)
+}
+
+// TestNewsThatCannotBeReadIsLag: to be told that a set has changed is not to have
+// it.
+func TestNewsThatCannotBeReadIsLag(t *testing.T) {
+	var broken atomic.Bool
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		f.hosts.serve(uri, fresh(set("old"), 20*time.Hour))
+		reg := f.register(withURI("app", uri))
+		f.edit = nil
+		other := f.join()
+		r := f.replicas[0]
+		r.use("app")
+		other.use("app")
+		f.sleep(time.Minute)
+		broken.Store(true)
+		f.sleep(time.Hour)
+		if r.warm("app").RegistryStale {
+			t.Error("stale, though there are no news")
+		}
+		f.hosts.serve(uri, fresh(set("new"), 20*time.Hour))
+		if _, err := other.Refresh(t.Context(), reg); err != nil {
+			t.Fatal(err)
+		}
+		f.sleep(newsTakes + behindAfter)
+		if r.warm("app").RegistryStale {
+			t.Error("stale before its time")
+		}
+		f.sleep(time.Second)
+		if !r.warm("app").RegistryStale || !r.RegistryStale() {
+			t.Error("not flagged as stale, though it cannot read what it was told of")
+		}
+		f.sleep(5 * time.Minute)
+		if _, err := r.Recipient(t.Context(), issuer, "app", idToken); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("got %v beyond the bound, want registry.ErrUnavailable", err)
+		}
+		broken.Store(false)
+		f.sleep(2 * time.Second)
+		if got := r.warm("app"); kid(got) != "new" || got.RegistryStale {
+			t.Errorf("got key %s, stale %v, when it can read again; want new, not stale", kid(got), got.RegistryStale)
+		}
+		// News of a set that is forgotten does not matter any more.
+		broken.Store(true)
+		r.KeySetChanged(uri)
+		f.sleep(10 * time.Second)
+		if !r.RegistryStale() {
+			t.Error("not flagged as stale")
+		}
+		broken.Store(false)
+		src := r.sources.get(uri)
+		r.sources.drop(src)
+		if r.RegistryStale() {
+			t.Error("stale for a set that is not in memory")
+		}
+	}, func(c *Config) { c.MaxLag, c.Store = 5*time.Minute, unreadable{c.Store, &broken} })
+}
+
+func TestLagIsThatOfTheOldestNews(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, f *fleet) {
+		s := newSources(1 << 20)
+		if got := s.lag(); got != 0 {
+			t.Errorf("got a lag of %v without news", got)
+		}
+		var all []*source
+		for i := range 3 {
+			src := s.add(newSource(fmt.Sprint(uri, i), &setState{}, nil, time.Now()), time.Now().Add(time.Hour))
+			all = append(all, src)
+			s.lookAt(src)
+			f.sleep(time.Second)
+		}
+		look := func(want time.Duration) {
+			t.Helper()
+			if got := s.lag().Round(time.Millisecond); got != want {
+				t.Errorf("got a lag of %v, want %v", got, want)
+			}
+		}
+		look(3 * time.Second)
+		for i, want := range []time.Duration{2 * time.Second, time.Second, 0} {
+			if got := s.takeLook(); got != all[i] {
+				t.Fatalf("look %d is not at the source that is next", i)
+			}
+			s.looked(all[i])
+			look(want)
+		}
+		// What is told during a look is not read by it; what failed is as old as it was.
+		s.lookAt(all[0])
+		s.takeLook()
+		f.sleep(time.Second)
+		s.lookAt(all[0])
+		look(time.Second)
+		s.looked(all[0])
+		f.sleep(time.Second)
+		look(time.Second)
+		s.takeLook()
+		s.lookAt(all[0]) // it failed
+		f.sleep(time.Second)
+		look(2 * time.Second)
 	})
 }

@@ -34,6 +34,11 @@ func (p Policy) bound(ks *registry.KeySet, now time.Time) {
 // says of the future is no longer believed.
 const maxSkew = time.Minute
 
+// wallClock is the time without the reading of the monotonic clock. What is kept
+// of a set has only that, as what comes from the store does: two times that are
+// compared must not be moved apart when the clock is set.
+func wallClock() time.Time { return time.Now().Round(0) }
+
 func earlier(a, b time.Time) time.Time {
 	if b.Before(a) {
 		return b
@@ -45,12 +50,15 @@ func earlier(a, b time.Time) time.Time {
 // its end, or after the pause that a failure asks for. In a fleet the replica
 // that has made the last fetch makes the next one too; the others only stand by
 // in case it is gone by then. So there are no more fetches than one replica
-// would make, which they would if each took a turn at random.
+// would make, which they would if each took a turn at random. After a failure it
+// is the other way round: the host may be gone for one replica only.
 func (c *Cache) dueAfter(state *setState, mine bool) time.Time {
 	standby := c.cfg.Leases != nil && !mine
 	switch {
 	case state.failures() > 0 && standby:
-		return state.nextAttempt().Add(time.Second + jitter(2*time.Second))
+		return state.nextAttempt().Add(jitter(handOver - time.Second))
+	case state.failures() > 0 && c.cfg.Leases != nil:
+		return state.nextAttempt().Add(handOver)
 	case state.failures() > 0:
 		return state.nextAttempt()
 	case standby:
@@ -59,6 +67,10 @@ func (c *Cache) dueAfter(state *setState, mine bool) time.Time {
 	}
 	return refreshAt(state.FetchedAt, state.FreshUntil)
 }
+
+// handOver is by how much a replica whose fetch has failed lets the others go
+// first.
+const handOver = 3 * time.Second
 
 // isDue reports whether a URL may be fetched again now, by any replica.
 func isDue(state *setState, now time.Time) bool {

@@ -122,9 +122,9 @@ type Config struct {
 	// ForcedEvery is the least time between two forced refreshes of one URL.
 	// Default 10 seconds.
 	ForcedEvery time.Duration
-	// Fetchers is how many refreshes run at once in the background. One host
-	// gets at most a quarter of them, and URLs that failed the last time at
-	// most half. Default 16.
+	// Fetchers is how many refreshes run at once in the background. One
+	// fetch.Target gets at most a quarter of them, and URLs that failed the last
+	// time at most half. Default 16.
 	Fetchers int
 	// IdleAfter is how long a set may go unused before it is no longer
 	// refreshed. Default 7 days.
@@ -135,8 +135,8 @@ type Config struct {
 	// Feed tells how far this replica has heard what others wrote, which its
 	// Follower is told of: the Cache. Default: none, and nobody else writes.
 	Feed Feed
-	// MaxLag is for how long the feed may lag before nothing is served any more.
-	// Default 15 minutes.
+	// MaxLag is for how long the feed may lag, or what it told of key sets may be
+	// impossible to read, before nothing is served any more. Default 15 minutes.
 	MaxLag time.Duration
 	// KeySetChanged is called when the set of a URL in memory has changed
 	// materially: another document was fetched or taken over from the store,

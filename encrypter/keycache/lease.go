@@ -68,6 +68,8 @@ func (r *round) look() error {
 func (r *round) adopt(ks *registry.KeySet) (*setState, *text) {
 	before := r.src.state.Load()
 	there, t := r.accept(r.ctx, r.src.uri, ks, before.set.is)
+	older := r.src.isUnsaved() && there.FetchedAt.Before(before.FetchedAt)
+	r.lacks = before.set != nil && (ks == nil || older)
 	switch {
 	case ks == nil, there.set == nil && before.set != nil:
 		return there, t
@@ -86,10 +88,17 @@ func (r *round) adopt(ks *registry.KeySet) (*setState, *text) {
 	return there, t
 }
 
-// lookUp is a flight that only asks the store.
+// lookUp is a flight that only asks the store. If replicas share one that has
+// nothing, or something older than memory, the host is asked soon and the answer
+// stored: the URL may have been given up and registered anew, or the store been
+// put back.
 func (r *round) lookUp() {
 	if err := r.look(); err != nil {
 		r.err = err
+		return
+	}
+	if r.lacks && r.cfg.Leases != nil {
+		r.due = earlier(r.due, time.Now())
 	}
 }
 
@@ -102,11 +111,11 @@ func (r *round) shared() {
 	case whenDue, wanted:
 		// Most often another has been here, and nothing need be written.
 		if r.why == whenDue && r.storeFails() {
-			r.without(false)
+			r.without(errStoreGone)
 			return
 		}
 		if err := r.look(); err != nil {
-			r.without(false)
+			r.without(errStoreGone)
 			return
 		}
 		if r.content() {
@@ -122,7 +131,16 @@ func (r *round) content() bool {
 	state, now := r.src.state.Load(), time.Now()
 	switch r.why {
 	case whenDue:
-		return !isDue(state, now)
+		if r.lacks {
+			return !state.mayFetch(now)
+		}
+		if isDue(state, now) {
+			return false
+		}
+		if !r.due.After(now) {
+			r.due = r.dueAfter(state, false)
+		}
+		return true
 	case wanted:
 		switch {
 		case state.inUse(r.cfg.Policy, now):
@@ -146,13 +164,13 @@ func (r *round) byLease() {
 			r.cut = true
 			return
 		case err != nil:
-			r.without(true)
+			r.without(errStoreGone)
 			return
 		case claim.Unnamed && r.why == whenDue:
 			r.forget = true
 			return
 		case claim.Unnamed:
-			r.without(false)
+			r.without(errUnnamed)
 			return
 		case claim.Lease != "":
 			if r.hold(claim, again) {
@@ -243,7 +261,7 @@ func (r *round) hold(claim *registry.Claim, again bool) bool {
 	before, now := r.src.state.Load(), time.Now()
 	if r.why == forced && !again {
 		if err := r.limited(there.ForcedAt, now); err != nil {
-			r.sources.limit(r.src, there.ForcedAt)
+			r.sources.noteForced(r.src, there.ForcedAt)
 			r.err = err
 			r.release(claim)
 			return true
@@ -269,7 +287,9 @@ func (r *round) hold(claim *registry.Claim, again bool) bool {
 		r.take(before, after, t, true, err)
 		return true
 	}
-	news := claim.Set == nil || there.set == nil && after.set != nil || after.set != nil && after.set.hash != there.set.hash ||
+	// A forced refresh is to be in force everywhere: also where memory has, for
+	// whatever reason, something else than the store.
+	news := r.why == forced || claim.Set == nil || there.set == nil && after.set != nil || after.set != nil && after.set.hash != there.set.hash ||
 		(there.failures() == 0) != (after.failures() == 0)
 	switch put := r.putClaimed(after.record(r.src.uri, t), claim.Lease, news); {
 	case put == nil:
@@ -278,6 +298,7 @@ func (r *round) hold(claim *registry.Claim, again bool) bool {
 		return r.lost(again, before, after, t, err)
 	default:
 		r.cfg.Logger.WarnContext(r.ctx, "key set not stored", "jwks_uri", r.src.uri, "error", put)
+		r.release(claim)
 		r.take(before, after, t, true, err)
 		if r.why == forced && r.err == nil {
 			r.err = unwritten(put)
@@ -331,17 +352,23 @@ func unwritten(err error) error {
 	return fmt.Errorf("%w: the refreshed keys are in use on this replica only: %v", registry.ErrUnavailable, err) //nolint:errorlint // what lies below is for the log
 }
 
+// Why a result is kept in memory only.
+var (
+	errStoreGone = errors.New("the store cannot be reached")
+	errUnnamed   = errors.New("no registration that is stored names the URL")
+)
+
 // without fetches without a lease and keeps the result in memory: the store is
-// gone, which lost says, or no registration names the URL (yet).
-func (r *round) without(lost bool) {
+// gone, or no registration names the URL (yet).
+func (r *round) without(why error) {
 	before := r.src.state.Load()
 	// Who tries keys out or shows them needs the document.
 	must := r.why == tryOut || r.why == forced
 	if !r.fetch(before, r.src.textOf(before), must, true) {
 		return
 	}
-	if lost && r.why == forced && r.err == nil {
-		r.err = unwritten(errors.New("the store cannot be reached"))
+	if r.why == forced && r.err == nil {
+		r.err = unwritten(why)
 	}
 }
 
@@ -370,6 +397,7 @@ func (r *round) keep() {
 	case err == nil:
 		r.src.saved(state)
 	case !errors.Is(err, registry.ErrLeaseLost):
+		r.release(claim)
 		r.err = err
 	}
 }

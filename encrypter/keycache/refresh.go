@@ -2,10 +2,10 @@ package keycache
 
 import (
 	"context"
-	"net/url"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/bulla-project/bulla/encrypter/fetch"
 )
 
 // Run refreshes the key sets in memory before they stop being fresh, tries again
@@ -21,7 +21,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	defer running.Wait()
 	c.follow(ctx, &running)
 	turns := make(chan struct{}, c.cfg.Fetchers)
-	busy := &lanes{perHost: max(c.cfg.Fetchers/4, 1), allFailing: max(c.cfg.Fetchers/2, 1), hosts: make(map[string]int)}
+	busy := &lanes{perTarget: max(c.cfg.Fetchers/4, 1), allFailing: max(c.cfg.Fetchers/2, 1), targets: make(map[string]int)}
 	for {
 		select {
 		case turns <- struct{}{}:
@@ -32,15 +32,15 @@ func (c *Cache) Run(ctx context.Context) error {
 		if err != nil {
 			return nil // the end of ctx is how Run ends
 		}
-		host, failing := hostOf(src.uri), src.state.Load().failures() > 0
-		if !busy.enter(host, failing) {
+		target, failing := fetch.Target(src.uri), src.state.Load().failures() > 0
+		if !busy.enter(target, failing) {
 			c.sources.put(src, time.Now().Add(putOff(failing)))
 			<-turns
 			continue
 		}
 		running.Go(func() {
 			c.refreshDue(ctx, src)
-			busy.leave(host, failing)
+			busy.leave(target, failing)
 			<-turns
 		})
 	}
@@ -73,9 +73,12 @@ func (c *Cache) refreshDue(ctx context.Context, src *source) {
 	f := c.join(src, whenDue, func() bool {
 		return src.due <= time.Now().UnixNano() // a fetch may have ended since it was taken from the queue
 	})
-	if f != nil {
-		_ = f.wait(ctx) // on record in the source's state and the log
+	if f == nil {
+		// There was one, or the clock was set back.
+		c.sources.put(src, c.sources.dueAt(src))
+		return
 	}
+	_ = f.wait(ctx) // on record in the source's state and the log
 }
 
 // registered reports whether a live registration names the URL of src, as far
@@ -99,46 +102,37 @@ func (c *Cache) registered(ctx context.Context, src *source) bool {
 }
 
 // lanes keep those refreshes that take long from filling all turns: those of
-// one host, which may hang with many URLs, and those of URLs that failed the
-// last time, wherever they are.
+// one fetch.Target, of which all hosts may hang with many URLs, and those of URLs
+// that failed the last time, wherever they are.
 type lanes struct {
-	perHost    int // most refreshes of one host at once
+	perTarget  int // most refreshes of one target at once
 	allFailing int // most refreshes at once that failed the last time
 
 	mu      sync.Mutex
-	hosts   map[string]int // refreshes under way by host; guarded by mu
+	targets map[string]int // refreshes under way by target; guarded by mu
 	failing int            // those that failed the last time; guarded by mu
 }
 
-func (l *lanes) enter(host string, failing bool) bool {
+func (l *lanes) enter(target string, failing bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.hosts[host] >= l.perHost || failing && l.failing >= l.allFailing {
+	if l.targets[target] >= l.perTarget || failing && l.failing >= l.allFailing {
 		return false
 	}
-	l.hosts[host]++
+	l.targets[target]++
 	if failing {
 		l.failing++
 	}
 	return true
 }
 
-func (l *lanes) leave(host string, failing bool) {
+func (l *lanes) leave(target string, failing bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.hosts[host]--; l.hosts[host] == 0 {
-		delete(l.hosts, host)
+	if l.targets[target]--; l.targets[target] == 0 {
+		delete(l.targets, target)
 	}
 	if failing {
 		l.failing--
 	}
-}
-
-// hostOf is the host of a URL, by which refreshes are kept apart.
-func hostOf(uri string) string {
-	u, err := url.Parse(uri)
-	if err != nil {
-		return uri
-	}
-	return strings.ToLower(u.Hostname())
 }

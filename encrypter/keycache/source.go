@@ -1,6 +1,7 @@
 package keycache
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -35,12 +36,13 @@ type source struct {
 	wide bool
 	told summary // what was last told of the set; guarded by mu
 
-	look   bool    // whether the store is to be looked at; guarded by sources.mu
-	flight *flight // the look or fetch under way, or nil; guarded by sources.mu
-	forced int64   // when a refresh was last forced, in Unix nanoseconds; guarded by sources.mu
-	due    int64   // when it is fetched next, in Unix nanoseconds; guarded by sources.mu
-	place  int     // in sources.queue, or notQueued; guarded by sources.mu
-	weight int64   // in sources.bytes; guarded by sources.mu
+	look   bool          // whether the store is to be looked at; guarded by sources.mu
+	unread *list.Element // in sources.unread, nil if there is no news of it; guarded by sources.mu
+	flight *flight       // the look or fetch under way, or nil; guarded by sources.mu
+	forced int64         // when a refresh was last forced, in Unix nanoseconds; guarded by sources.mu
+	due    int64         // when it is fetched next, in Unix nanoseconds; guarded by sources.mu
+	place  int           // in sources.queue, or notQueued; guarded by sources.mu
+	weight int64         // in sources.bytes; guarded by sources.mu
 
 	saving sync.Mutex // held while state is written to a store of our own
 }
@@ -496,7 +498,11 @@ func (c *Cache) choose(ctx context.Context, key clientKey, cl *client, src *sour
 		case try > 0:
 			why = tryOut
 		}
-		if f := c.join(src, why, always); f != nil {
+		now := time.Now()
+		if why == tryOut && !state.mayFetch(now) {
+			return nil, nil, c.unusable(state, now)
+		}
+		if f := c.join(src, why, func() bool { return why == lookUp || src.state.Load().mayFetch(now) }); f != nil {
 			if err := f.wait(ctx); err != nil {
 				return nil, nil, err
 			}

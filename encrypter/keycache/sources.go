@@ -2,9 +2,13 @@ package keycache
 
 import (
 	"container/heap"
+	"container/list"
 	"context"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,13 +31,27 @@ type sources struct {
 	queue dueQueue           // guarded by mu
 	looks []*source          // those to look at in the store, none of which is under way; guarded by mu
 	bytes int64              // the weight of all; guarded by mu
+	// unread has the news that came of sources and was not read from the store
+	// yet, the oldest first; guarded by mu.
+	unread list.List
+
+	made time.Time
+	// oldest is when the first of unread came, in nanoseconds since made; 0 for
+	// none. It is changed while mu is held.
+	oldest atomic.Int64
+}
+
+// news is that the stored set of a source has, or may have, changed.
+type news struct {
+	of *source
+	at time.Duration // since sources.made
 }
 
 // notQueued is the place of a source that is not in the queue.
 const notQueued = -1
 
 func newSources(most int64) *sources {
-	return &sources{most: most, nothing: &setState{}, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), byURI: make(map[string]*source)}
+	return &sources{most: most, nothing: &setState{}, made: time.Now(), wake: make(chan struct{}, 1), look: make(chan struct{}, 1), byURI: make(map[string]*source)}
 }
 
 // get returns the source of a URL, nil if there is none.
@@ -150,15 +168,17 @@ func (t *sources) lookAtURI(uri string) {
 // distrustAll is lookAt for all sources: the store may not have what they have.
 func (t *sources) distrustAll() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, src := range t.byURI {
+	all := slices.Collect(maps.Values(t.byURI))
+	t.mu.Unlock()
+	// Each may be busy choosing from its set. Nobody else shall wait for that.
+	for _, src := range all {
 		src.distrust()
-		t.lookLocked(src)
+		t.lookAt(src)
 	}
 }
 
-// limit notes when a refresh was last forced, anywhere.
-func (t *sources) limit(src *source, at time.Time) {
+// noteForced notes when a refresh was last forced, anywhere.
+func (t *sources) noteForced(src *source, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	src.forced = nanos(at)
@@ -171,9 +191,58 @@ func (t *sources) lookLocked(src *source) {
 		return
 	}
 	src.look = true
+	t.await(src)
 	if src.flight == nil {
 		t.wantLook(src)
 	}
+}
+
+// await notes that there is news of src which has not been read. The caller
+// holds mu.
+func (t *sources) await(src *source) {
+	if src.unread == nil {
+		src.unread = t.unread.PushBack(news{src, time.Since(t.made)})
+		t.noteOldest()
+	}
+}
+
+// looked notes that the store was looked at for src. What was told of it in the
+// meantime is still to be read.
+func (t *sources) looked(src *source) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.settled(src)
+	if src.look && !src.gone.Load() {
+		t.await(src)
+	}
+}
+
+// settled takes src out of unread, if it is there. The caller holds mu.
+func (t *sources) settled(src *source) {
+	if src.unread != nil {
+		t.unread.Remove(src.unread)
+		src.unread = nil
+		t.noteOldest()
+	}
+}
+
+// noteOldest brings oldest up to date. The caller holds mu.
+func (t *sources) noteOldest() {
+	var at time.Duration
+	if first := t.unread.Front(); first != nil {
+		at = max(first.Value.(news).at, 1)
+	}
+	t.oldest.Store(int64(at))
+}
+
+// lag is for how long the oldest news of a source has not been read, 0 if there
+// is none. It neither waits nor allocates.
+func (t *sources) lag() time.Duration {
+	at := t.oldest.Load()
+	if at == 0 {
+		return 0
+	}
+	return time.Since(t.made) - time.Duration(at)
 }
 
 // wantLook puts src among looks. The caller holds mu.
@@ -309,6 +378,7 @@ func (t *sources) dequeue(src *source) {
 // forget makes src gone, and lets go of what it has. The caller holds mu.
 func (t *sources) forget(src *source) {
 	t.dequeue(src)
+	t.settled(src)
 	delete(t.byURI, src.uri)
 	t.bytes -= src.weight
 	src.gone.Store(true)

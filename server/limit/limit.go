@@ -15,7 +15,8 @@
 //     no means to flood a third party.
 //
 // A target is what one owner has: a registrable domain, and not a host name,
-// of which the owner of a wildcard domain has as many as he likes (see Target).
+// of which the owner of a wildcard domain has as many as he likes (see
+// fetch.Target).
 //
 // What is remembered is bounded, and so is what can be made of that. A bucket
 // is forgotten when it is full again, which changes nothing: a new one is full
@@ -130,7 +131,7 @@ func (l *Limits) Registration(caller string) error {
 // place for as long as a fetch can take. One that is refused is not counted.
 // Errors: an *ExceededError, or the context's.
 func (l *Limits) FirstFetch(ctx context.Context, caller, uri string) (done func(), err error) {
-	target := Target(uri)
+	target := fetch.Target(uri)
 	// Who is over a limit already is told so at once, and does not wait first.
 	if err := l.fetch(caller, target, false); err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package limit
+package fetch
 
 import (
 	"net/netip"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/net/publicsuffix"
 )
 
-// Target returns what the host of a URL is counted by, a name that package
-// fetch has accepted: lower case, and in punycode if it is an IDN.
+// Target returns what the host of a URL is counted by, a name that
+// this package has accepted: lower case, and in punycode if it is an IDN.
 //
 //   - A DNS name is counted by its registrable domain, by the Public Suffix
 //     List: a.example.com and b.example.com are both example.com, while
@@ -20,7 +20,7 @@ import (
 //     is what one machine has.
 //
 // What remains: names of several domains may lead to one address, and who has
-// many domains has many targets. That is for the limit of each caller.
+// many domains has many targets. That is for whoever counts to bear in mind.
 func Target(uri string) string {
 	u, err := url.Parse(uri)
 	if err != nil {
