@@ -37,6 +37,12 @@ type Composite interface {
 	SignBy(ctx context.Context, message []byte) (signature []byte, maker kms.Distruster, err error)
 }
 
+// Placed is an optional ability of a kms.Key: to say by its name in which
+// backend the next signature will be asked for.
+type Placed interface {
+	Backend() string
+}
+
 // SigningKey is a key of a backend or a client's secret, ready to sign tokens:
 // its kid and protected headers are made once. It does not change and may be
 // used by any number of goroutines.
@@ -97,6 +103,15 @@ func (k *SigningKey) Algorithm() kms.Algorithm { return k.algorithm }
 
 // Public is the key's public half, nil for a secret.
 func (k *SigningKey) Public() crypto.PublicKey { return k.key.Public() }
+
+// Backend names the backend that the next signature will be asked of; empty for
+// a secret, which needs none, and where the key cannot tell.
+func (k *SigningKey) Backend() string {
+	if p, ok := k.key.(Placed); ok {
+		return p.Backend()
+	}
+	return ""
+}
 
 // Sign signs a prepared payload and returns the token as a JWS in compact
 // serialization (RFC 7515, section 7.1). Unless the key's options say

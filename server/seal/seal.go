@@ -74,10 +74,10 @@ type Auditor interface {
 	Record(ctx context.Context, e audit.Event) error
 }
 
-// Observer is told how long each stage of a token took, and of each token that
+// Observer is told of each stage of a token that is done, and of each token that
 // was made with a legacy algorithm.
 type Observer interface {
-	Stage(stage Stage, alg string, took time.Duration)
+	Stage(ctx context.Context, t Timing)
 	Legacy(issuer, alg, enc string)
 }
 
@@ -92,6 +92,17 @@ const (
 	StageEncrypt   Stage = "encrypt"
 	StageAudit     Stage = "audit"
 )
+
+// Timing is when a stage was and how long it took. Backend and Algorithm are
+// empty where the stage has none: Backend is that which signed, Algorithm the
+// JWS alg, or the JWE alg of StageEncrypt.
+type Timing struct {
+	Stage     Stage
+	Backend   string
+	Algorithm string
+	Began     time.Time
+	Took      time.Duration
+}
 
 // Config is what a Sealer is made of. All fields but Logger are required.
 type Config struct {
@@ -221,7 +232,7 @@ func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permis
 		}
 		return nil, failed
 	}
-	s.cfg.Observer.Stage(StageAudit, "", time.Since(began))
+	s.cfg.Observer.Stage(ctx, Timing{Stage: StageAudit, Began: began, Took: time.Since(began)})
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +268,7 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	if err != nil {
 		return err
 	}
-	s.cfg.Observer.Stage(StageRecipient, "", time.Since(began))
+	s.cfg.Observer.Stage(ctx, Timing{Stage: StageRecipient, Began: began, Took: time.Since(began)})
 	if to.Recipient == nil {
 		return fmt.Errorf("%w: its registration names no encryption algorithm for %s; register one, or ask Sign for a signed token", keycache.ErrNoSetting, t.Kind)
 	}
@@ -275,7 +286,7 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	if err != nil {
 		return fmt.Errorf("encrypt: %w", err)
 	}
-	s.cfg.Observer.Stage(StageEncrypt, string(to.Algorithm()), time.Since(began))
+	s.cfg.Observer.Stage(ctx, Timing{Stage: StageEncrypt, Algorithm: string(to.Algorithm()), Began: began, Took: time.Since(began)})
 	if to.Algorithm().Legacy() || to.ContentEncryption().Legacy() {
 		s.legacy(ctx, t, to)
 	}
@@ -356,12 +367,13 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 		return nil, err
 	}
 	signing := time.Now()
-	s.cfg.Observer.Stage(StagePrepare, "", signing.Sub(began))
+	s.cfg.Observer.Stage(ctx, Timing{Stage: StagePrepare, Began: began, Took: signing.Sub(began)})
+	backend := key.Backend()
 	jws, err := signer.Sign(ctx, key, payload)
 	if err != nil {
 		return nil, err
 	}
-	s.cfg.Observer.Stage(StageSign, string(alg), time.Since(signing))
+	s.cfg.Observer.Stage(ctx, Timing{Stage: StageSign, Backend: backend, Algorithm: string(alg), Began: signing, Took: time.Since(signing)})
 
 	t.result.SigningKeyID, t.result.SigningAlgorithm = key.KeyID(), alg
 	t.event.SigningKeyID, t.event.SigningAlgorithm = key.KeyID(), string(alg)

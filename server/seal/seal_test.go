@@ -86,8 +86,8 @@ func (w *world) SigningSecret(context.Context, string, string) ([]byte, error) {
 	return w.secret, w.secretErr
 }
 
-func (w *world) Stage(Stage, string, time.Duration) {}
-func (w *world) Legacy(issuer, alg, enc string)     { w.step("legacy " + issuer + " " + alg + " " + enc) }
+func (w *world) Stage(context.Context, Timing)  {}
+func (w *world) Legacy(issuer, alg, enc string) { w.step("legacy " + issuer + " " + alg + " " + enc) }
 
 // The world is the backend's key too.
 func (w *world) Algorithm() kms.Algorithm { return kms.ES256 }

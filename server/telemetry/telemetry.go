@@ -4,6 +4,7 @@
 package telemetry
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -36,8 +37,8 @@ func New(reg prometheus.Registerer) (*Metrics, error) {
 			Name: "bulla_rpc_seconds", Help: "Duration of calls by method.", Buckets: buckets,
 		}, []string{"method"}),
 		stage: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "bulla_stage_seconds", Help: "Duration of each stage on the way of a token, by algorithm where it has one.", Buckets: buckets,
-		}, []string{"stage", "algorithm"}),
+			Name: "bulla_stage_seconds", Help: "Duration of each stage on the way of a token, by backend and algorithm where it has them.", Buckets: buckets,
+		}, []string{"stage", "backend", "algorithm"}),
 		legacy: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bulla_legacy_tokens_total", Help: "Tokens that were encrypted with a legacy algorithm.",
 		}, []string{"issuer", "alg", "enc"}),
@@ -71,8 +72,8 @@ func (m *Metrics) Panic() { m.panics.Inc() }
 func (m *Metrics) HandshakeFailed() { m.shakes.Inc() }
 
 // Stage measures a stage of a token.
-func (m *Metrics) Stage(stage seal.Stage, algorithm string, took time.Duration) {
-	m.stage.WithLabelValues(string(stage), algorithm).Observe(took.Seconds())
+func (m *Metrics) Stage(_ context.Context, t seal.Timing) {
+	m.stage.WithLabelValues(string(t.Stage), t.Backend, t.Algorithm).Observe(t.Took.Seconds())
 }
 
 // Legacy counts a token that was encrypted with a legacy algorithm.

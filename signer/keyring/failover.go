@@ -55,6 +55,7 @@ type failover struct {
 
 var (
 	_ signer.Composite = (*failover)(nil)
+	_ signer.Placed    = (*failover)(nil)
 	_ kms.Distruster   = (*failover)(nil)
 )
 
@@ -100,6 +101,15 @@ func (f *failover) Algorithm() kms.Algorithm { return f.alg }
 
 // Public is of kms.Key.
 func (f *failover) Public() crypto.PublicKey { return f.pub }
+
+// Backend is of signer.Placed: that of the place that is asked first now; empty
+// while the key is open nowhere.
+func (f *failover) Backend() string {
+	if order := f.plan.Load().order; len(order) > 0 {
+		return order[0].location.Backend
+	}
+	return ""
+}
 
 // Sign is of kms.Key.
 func (f *failover) Sign(ctx context.Context, message []byte) ([]byte, error) {

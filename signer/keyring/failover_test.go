@@ -864,3 +864,23 @@ func TestAKeySignsSoonAfterItIsRightAgain(t *testing.T) {
 		})
 	}
 }
+
+func TestBackendIsThatOfThePlaceThatIsAskedFirst(t *testing.T) {
+	ctx := t.Context()
+	broken := func(context.Context, []byte) ([]byte, error) { return nil, kms.ErrUnavailable }
+	works := func(context.Context, []byte) ([]byte, error) { return []byte("signed"), nil }
+	f := newSites(t, broken, works)
+	f.sites[0].location.Backend, f.sites[1].location.Backend = "first", "second"
+	if got := f.Backend(); got != "first" {
+		t.Errorf("before a call: %q", got)
+	}
+	if _, err := f.Sign(ctx, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.Backend(); got != "second" {
+		t.Errorf("with the first place sick: %q", got)
+	}
+	if got := newFailover(kms.ES256, nil, (&logBook{}).logger(), func() {}).Backend(); got != "" {
+		t.Errorf("open nowhere: %q", got)
+	}
+}
