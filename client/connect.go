@@ -59,10 +59,11 @@ const maxAttempts = 5
 type Client struct {
 	conn *grpc.ClientConn
 
-	// Tokens, ClientKeys and SigningKeys are the services of the API.
+	// Tokens, ClientKeys, SigningKeys and Status are the services of the API.
 	Tokens      bullav1.TokenServiceClient
 	ClientKeys  bullav1.ClientKeyServiceClient
 	SigningKeys bullav1.SigningKeyServiceClient
+	Status      bullav1.StatusServiceClient
 }
 
 // alive finds out that a service is gone without a word while a call waits for
@@ -90,6 +91,7 @@ func Dial(cfg Config) (*Client, error) {
 		Tokens:      bullav1.NewTokenServiceClient(conn),
 		ClientKeys:  bullav1.NewClientKeyServiceClient(conn),
 		SigningKeys: bullav1.NewSigningKeyServiceClient(conn),
+		Status:      bullav1.NewStatusServiceClient(conn),
 	}, nil
 }
 

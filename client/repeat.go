@@ -22,6 +22,7 @@ func repeatable() []string {
 		bullav1.SigningKeyService_GetJWKS_FullMethodName,
 		bullav1.SigningKeyService_ListSigningKeys_FullMethodName,
 		bullav1.SigningKeyService_GetProviderMetadata_FullMethodName,
+		bullav1.StatusService_GetStatus_FullMethodName,
 	}
 }
 

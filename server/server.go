@@ -69,6 +69,8 @@ type Config struct {
 	// package limit.
 	Limits   limit.Config
 	Observer Observer
+	// Replica is what StatusService tells beside the issuers and their keys.
+	Replica Replica
 	// Logger gets what callers are not told. Default: none.
 	Logger *slog.Logger
 }
@@ -98,7 +100,7 @@ func New(cfg Config) (*Server, error) {
 	if (cfg.TLS == nil) != cfg.Plaintext {
 		return nil, errors.New("server: either TLS or Plaintext is required")
 	}
-	if cfg.Issuers == nil || cfg.Sealer == nil || cfg.Authorizer == nil || cfg.SigningKeys == nil || cfg.Auditor == nil || cfg.Observer == nil || cfg.Watches == nil {
+	if cfg.Issuers == nil || cfg.Sealer == nil || cfg.Authorizer == nil || cfg.SigningKeys == nil || cfg.Auditor == nil || cfg.Observer == nil || cfg.Watches == nil || !cfg.Replica.complete() {
 		return nil, errors.New("server: a required field of Config is missing")
 	}
 	limits, err := limit.New(cfg.Limits)
@@ -133,6 +135,7 @@ func New(cfg Config) (*Server, error) {
 		checkURI: cfg.CheckURI, limits: limits, log: s.log,
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
+	bullav1.RegisterStatusServiceServer(s.grpc, &statusService{gate: entrance, keys: cfg.SigningKeys, replica: cfg.Replica, ready: s.Ready})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if cfg.Reflection {
 		reflection.Register(s.grpc)

@@ -51,6 +51,7 @@ func rootCommand() *cobra.Command {
 		registryCommand(),
 		migrateCommand(),
 		tokenCommand(),
+		statusCommand(),
 		workerCommandLine(),
 	)
 	return root

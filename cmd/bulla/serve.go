@@ -170,18 +170,19 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
+	looking := newStoreWatch(store, log)
 	api, err := server.New(server.Config{
 		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
 		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
 		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog, Watches: watches,
 		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Logger: log,
+		Replica: replica(cfg, backends, issuers, keys, store, looking, cache, sealer),
 	})
 	if err != nil {
 		return err
 	}
 	web := server.NewWeb(server.JWKSHandler(issuers, keys, jwksMaxAge(cfg)), webTLS, log)
 	metricsHandler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
-	looking := newStoreWatch(store, log)
 	ops := server.NewWeb(server.OpsHandler(server.Ops{Ready: api.Ready, Degraded: looking.degraded, Metrics: metricsHandler}), nil, log)
 	if err := registerStats(metrics, backends, store, looking, cache, auditLog, issuers, keys); err != nil {
 		return err

@@ -288,7 +288,7 @@ func (s *Service) tree(t testing.TB, cfg Config, ip string) M {
 			"caller": Admin, "issuers": names, "clients": []string{"*"}, "token_kinds": []string{"ID_TOKEN", "LOGOUT_TOKEN", "USERINFO", "AUTHORIZATION_RESPONSE", "INTROSPECTION", "ACCESS_TOKEN"},
 			"allow": []string{
 				"issue", "sign_unencrypted", "read_client_keys", "create_client_key", "replace_client_key",
-				"generate_client_key", "delete_client_key", "refresh_client_key", "read_signing_keys", "rotate_signing_keys",
+				"generate_client_key", "delete_client_key", "refresh_client_key", "read_signing_keys", "rotate_signing_keys", "read_status",
 			},
 		}
 		tree["grants"] = append([]M{all}, cfg.Grants...)

@@ -70,6 +70,8 @@ const (
 	ReadSigningKeys Permission = "read_signing_keys"
 	// RotateSigningKeys: move an issuer on to its next signing key.
 	RotateSigningKeys Permission = "rotate_signing_keys"
+	// ReadStatus: the status of a replica, with the issuers that the grant lists.
+	ReadStatus Permission = "read_status"
 )
 
 // scope says which lists of a grant a permission is measured by.
@@ -79,7 +81,7 @@ type scope struct{ kinds, clients bool }
 var order = []Permission{
 	Issue, SignUnencrypted,
 	ReadClientKeys, CreateClientKey, ReplaceClientKey, GenerateClientKey, DeleteClientKey, RefreshClientKey,
-	ReadSigningKeys, RotateSigningKeys,
+	ReadSigningKeys, RotateSigningKeys, ReadStatus,
 }
 
 var scopes = map[Permission]scope{
@@ -93,6 +95,7 @@ var scopes = map[Permission]scope{
 	RefreshClientKey:  {clients: true},
 	ReadSigningKeys:   {},
 	RotateSigningKeys: {},
+	ReadStatus:        {},
 }
 
 // Permissions returns the names of all permissions.
@@ -123,8 +126,8 @@ type Grant struct {
 	TokenKinds []string
 	// Clients lists client_ids that the permissions cover: exact, or a prefix
 	// followed by one "*" at the end; "*" alone covers every client, and also
-	// requests that name none. ReadSigningKeys and RotateSigningKeys do not
-	// look at it.
+	// requests that name none. ReadSigningKeys, RotateSigningKeys and
+	// ReadStatus do not look at it.
 	Clients []string
 }
 

@@ -176,6 +176,17 @@ type Backend struct {
 	Local  *Local  `yaml:"local"` // in development only
 }
 
+// Kind is the name of the field that is set.
+func (b *Backend) Kind() string {
+	switch {
+	case b.PKCS11 != nil:
+		return "pkcs11"
+	case b.AWSKMS != nil:
+		return "awskms"
+	}
+	return "local"
+}
+
 // PKCS11 is a token of an HSM.
 type PKCS11 struct {
 	// Module is the PKCS#11 library. Required.
@@ -318,8 +329,8 @@ type Grant struct {
 	// else not allowed.
 	TokenKinds []string `yaml:"token_kinds"`
 	// Clients lists client_ids, prefixes with a "*" at the end, or "*".
-	// Required for all permissions but read_signing_keys and
-	// rotate_signing_keys, else not allowed.
+	// Required for all permissions but read_signing_keys, rotate_signing_keys
+	// and read_status, else not allowed.
 	Clients []string `yaml:"clients"`
 }
 

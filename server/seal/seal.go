@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -122,7 +123,13 @@ type Config struct {
 type Sealer struct {
 	cfg       Config
 	legacyLog rate.Sometimes
+
+	issued, refused atomic.Uint64
 }
+
+// Totals are the tokens that were handed out since New, and those that were
+// asked for and refused or failed.
+func (s *Sealer) Totals() (issued, refused uint64) { return s.issued.Load(), s.refused.Load() }
 
 // New makes a Sealer.
 func New(cfg Config) (*Sealer, error) {
@@ -202,13 +209,20 @@ type token struct {
 }
 
 // issue walks the way, and puts on record how it ended.
-func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permission, step func(context.Context, *token) error) (*Result, error) {
+func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permission, step func(context.Context, *token) error) (_ *Result, err error) {
+	defer func() {
+		if err == nil {
+			s.issued.Add(1)
+		} else {
+			s.refused.Add(1)
+		}
+	}()
 	t := &token{Request: req, permission: permission}
 	t.event = audit.Event{
 		RPC: req.RPC, Caller: req.Caller, Permission: string(permission),
 		Issuer: req.Issuer, ClientID: req.ClientID, TokenKind: string(req.Kind),
 	}
-	err := s.authorize(t)
+	err = s.authorize(t)
 	if err != nil {
 		t.event.Outcome = audit.Denied
 	} else if err = step(ctx, t); err != nil {
