@@ -76,7 +76,7 @@ soak: ## The long runs: a minute of load by 32 callers, every token opened; the 
 
 .PHONY: clean
 clean: ## Remove what was built
-	rm -rf bin $(CACHE) tools/node_modules interop/node/node_modules
+	rm -rf bin $(CACHE) tools/node_modules interop/node/node_modules examples/node/node_modules
 
 $(LINT): tools/go.mod tools/go.sum
 	@echo "building golangci-lint (a few minutes, once)"

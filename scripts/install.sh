@@ -101,6 +101,7 @@ fi
 
 if is test soak; then
 	scripts/kms-endpoints.sh
+	scripts/examples.sh
 fi
 if is test interop soak; then
 	if ! node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)'; then
