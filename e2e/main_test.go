@@ -14,6 +14,7 @@
 package e2e
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -85,7 +86,7 @@ func run(m *testing.M) int {
 	if t.Failed() {
 		return 1
 	}
-	if err := goleak.Find(); err != nil && code == 0 {
+	if err := errors.Join(harness.SearchEvidence(), goleak.Find()); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

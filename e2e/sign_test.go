@@ -57,7 +57,7 @@ func TestHashClaimsAreThoseOfTheSigningAlgorithm(t *testing.T) {
 	mustRegister(t, admin, withJWKS("sign-hashes", harness.JWKS(anyKey())))
 	half := func(sum []byte) string { return base64.RawURLEncoding.EncodeToString(sum[:len(sum)/2]) }
 	at256, code256 := sha256.Sum256([]byte("the access token")), sha256.Sum256([]byte("the code"))
-	at512, state512 := sha512.Sum512([]byte("the access token")), sha512.Sum512([]byte("the state"))
+	at512, state512 := sha512.Sum512([]byte("the access token")), sha512.Sum512([]byte("state-of-the-request"))
 	for _, test := range []struct {
 		req  *bullav1.SignAndEncryptRequest
 		want map[string]any
@@ -67,7 +67,7 @@ func TestHashClaimsAreThoseOfTheSigningAlgorithm(t *testing.T) {
 			map[string]any{"at_hash": half(at256[:]), "c_hash": half(code256[:]), "s_hash": nil},
 		},
 		{
-			&bullav1.SignAndEncryptRequest{SigningAlgorithm: "Ed25519", AccessToken: "the access token", State: "the state"},
+			&bullav1.SignAndEncryptRequest{SigningAlgorithm: "Ed25519", AccessToken: "the access token", State: "state-of-the-request"},
 			map[string]any{"at_hash": half(at512[:]), "c_hash": nil, "s_hash": half(state512[:])},
 		},
 	} {

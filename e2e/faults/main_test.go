@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -13,7 +14,7 @@ import (
 func TestMain(m *testing.M) {
 	code := m.Run()
 	harness.RemoveBinary()
-	if err := goleak.Find(); err != nil && code == 0 {
+	if err := errors.Join(harness.SearchEvidence(), goleak.Find()); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -48,7 +49,7 @@ func run(m *testing.M) int {
 	if t.Failed() {
 		return 1
 	}
-	if err := goleak.Find(); err != nil && code == 0 {
+	if err := errors.Join(harness.SearchEvidence(), goleak.Find()); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

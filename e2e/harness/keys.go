@@ -37,7 +37,9 @@ func NewClientKey(t testing.TB, curve, kid string) ClientKey {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ClientKey{jose.JSONWebKey{Key: key, KeyID: kid, Use: "enc"}}
+	pair := ClientKey{jose.JSONWebKey{Key: key, KeyID: kid, Use: "enc"}}
+	evidence.document("a client's private key", pair.PrivateJWK())
+	return pair
 }
 
 // PrivateJWK is the key pair as a JWK.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -208,7 +209,11 @@ func New(t testing.TB, cfg Config) *Service {
 	}
 	s.ConfigFile, s.config = filepath.Join(s.Dir, "bulla.yaml"), tree
 	s.Reconfigure(t, func(M) {})
+	if cfg.Token != nil {
+		evidence.Secret("the PIN", softhsmtest.PIN)
+	}
 	t.Cleanup(func() {
+		s.leave()
 		s.stop()
 		s.judge(t)
 	})
@@ -393,6 +398,29 @@ func (s *Service) stop() {
 	}
 }
 
+// leave keeps what the service has written so far, for SearchEvidence.
+func (s *Service) leave() {
+	s.mu.Lock()
+	running := s.process != nil
+	stdout := s.stdout.String()
+	s.mu.Unlock()
+	evidence.Written("the log", s.Log())
+	evidence.Written("the standard output", stdout)
+	if running {
+		for _, path := range []string{"/metrics", "/readyz"} {
+			if _, _, body, err := s.get(s.Ops, path); err == nil {
+				evidence.Written(path, body)
+			}
+		}
+	}
+	files, _ := filepath.Glob(s.audit + "*") // the pattern is good, and there may be none
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err == nil {
+			evidence.Written("the audit log", string(text))
+		}
+	}
+}
+
 // judge fails the test for what must never be in a log.
 func (s *Service) judge(t testing.TB) {
 	t.Helper()
@@ -519,6 +547,7 @@ func (s *Service) Dial(t testing.TB, cfg client.Config) *client.Client {
 	if cfg.Address = s.GRPC; cfg.Attempts == 0 {
 		cfg.Attempts = 1
 	}
+	cfg.Options = append(slices.Clip(cfg.Options), evidence.watched()...)
 	c, err := client.Dial(cfg)
 	if err != nil {
 		t.Fatal(err)

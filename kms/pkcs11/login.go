@@ -40,9 +40,12 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, epoch uint64, slot, ses
 	if info.flags&ckfLoginRequired == 0 {
 		return nil
 	}
-	if info.flags&ckfUserPINInitialized == 0 {
+	noPIN := func(err error) error {
 		return fail(fmt.Sprintf("token %q has no user PIN yet", info.label),
-			"set one with the security officer's PIN: "+toolCommand(t.cfg.Module, info.label, "--init-pin --login --login-type so"), nil)
+			"set one with the security officer's PIN: "+toolCommand(t.cfg.Module, info.label, "--init-pin --login --login-type so"), err)
+	}
+	if info.flags&ckfUserPINInitialized == 0 {
+		return noPIN(nil)
 	}
 	byHand := "log in once by hand with the right PIN, which takes the warning away (" + toolCommand(t.cfg.Module, info.label, "--login --list-objects") + ")"
 	flags := pinFlags(info.flags)
@@ -84,7 +87,12 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, epoch uint64, slot, ses
 			return nil
 		}
 		return fail(fmt.Sprintf("token %q says both that the user is logged in and that he is not", info.label), "", err)
-	case errors.Is(err, ckrPINNotInitialized) || codeClass(err) == refused:
+	case errors.Is(err, ckrPINNotInitialized):
+		// Somebody is initializing the token: there was nothing to hold the PIN
+		// against, so it was not refused.
+		t.pins.undecided()
+		return noPIN(err)
+	case codeClass(err) == refused:
 		t.doubtEpoch = epoch
 		t.pins.refused(err)
 		return fail(fmt.Sprintf("token %q refused the PIN in %s", info.label, t.cfg.PINFile),

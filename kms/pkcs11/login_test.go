@@ -301,3 +301,34 @@ func TestLoginsWithoutAVerdictComeLessAndLessOften(t *testing.T) {
 		t.Errorf("a login that would do now is not made: %v", err)
 	}
 }
+
+// A token that is being initialized says that it has no PIN though its flags say
+// that it has. The PIN in the file is right, and nobody will touch the file.
+func TestPINOfATokenInTheMakingIsSentAgain(t *testing.T) {
+	hsm := softhsmtest.New(t, "bulla")
+	hsm.GenerateKey("k", "01", kms.ES256)
+	lib := &meddler{}
+	lib.set(func(call string) error {
+		if call == "login" {
+			return &callError{"C_Login", ckrPINNotInitialized}
+		}
+		return nil
+	})
+	cfg := config(hsm)
+	cfg.Modules = meddledModules(lib)
+	b, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	_, err = b.OpenKey(t.Context(), "object=k", kms.ES256)
+	wantErr(t, err, kms.ErrUnavailable, "has no user PIN yet", "--init-pin")
+	if n := lib.logins.Load(); n < 1 {
+		t.Fatal("no login was tried")
+	}
+	lib.set(nil)
+	eventually(t, "a login with the same PIN", func() error {
+		_, err := b.OpenKey(t.Context(), "object=k", kms.ES256)
+		return err
+	})
+}

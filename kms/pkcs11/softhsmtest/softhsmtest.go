@@ -40,10 +40,10 @@ var modulePaths = []string{
 	"/usr/lib64/pkcs11/libsofthsm2.so",
 }
 
-// The PINs of a fresh token.
+// The PINs of a fresh token, which no text has by chance.
 const (
-	PIN   = "123456"
-	SOPIN = "87654321"
+	PIN   = "pin-7w3k9r2m"
+	SOPIN = "so-pin-4x8v1q6t"
 )
 
 // Module returns the path of the SoftHSM library, and ends the test with the
