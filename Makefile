@@ -70,9 +70,10 @@ bench-scale: ## Scale: a thousand, a hundred thousand and a million registered c
 	$(GO) run ./internal/bench/scale $(SCALEFLAGS)
 
 .PHONY: soak
-soak: ## The long runs: a minute of load by 32 callers, every token opened; the fault table; a fleet; a TPM
+soak: ## The long runs: a minute of load by 32 callers, every token opened; the fault table; a fleet; a TPM; a minute of each fuzz target
 	@scripts/install.sh soak
 	BULLA_SOAK=1 $(GO) test -p 1 -count=1 -timeout 60m -v -run 'TestSoak|TestFaults|TestFleet' ./e2e/... ./kms/pkcs11
+	@scripts/fuzz.sh 60s
 
 .PHONY: clean
 clean: ## Remove what was built
