@@ -16,9 +16,11 @@ type gate struct {
 	auditor    Auditor
 }
 
-// entry is a call on its way in.
+// entry is a call on its way in. Its gate's authorizer is the policy that was in
+// force when it came.
 type entry struct {
 	gate
+	grants   grants
 	issuer   *issuer.Issuer
 	clientID string
 	// event is what is known of the call for the record.
@@ -35,7 +37,10 @@ func (g gate) enter(ctx context.Context, issuerName, clientID string, needsClien
 		return nil, err
 	}
 	call := callOf(ctx)
-	e := &entry{gate: g, clientID: clientID, event: audit.Event{
+	inForce := grants{live: g.authorizer}
+	inForce.policy, inForce.replaced = g.authorizer.Now()
+	g.authorizer = inForce.policy
+	e := &entry{gate: g, grants: inForce, clientID: clientID, event: audit.Event{
 		RPC: call.rpc, Caller: call.caller, Issuer: issuerName, ClientID: clientID,
 	}}
 	found, unknown := g.issuers.Find(issuerName)

@@ -94,7 +94,7 @@ func serve(t *testing.T, s sealer, log *slog.Logger) (bullav1.TokenServiceClient
 	seen := &observer{}
 	conn, _ := serveOn(t, Config{
 		Plaintext: true, Issuers: issuer.NewDirectory(), Sealer: s, Authorizer: authz.Development(),
-		SigningKeys: noKeys{}, Auditor: &auditor{}, Observer: seen, Watches: noWatches(t), Logger: log,
+		SigningKeys: noKeys{}, Auditor: &auditor{}, Observer: seen, Watches: noWatches(t), Replica: noReplica(), Logger: log,
 	})
 	return bullav1.NewTokenServiceClient(conn), seen
 }

@@ -28,8 +28,12 @@ import (
 	"github.com/bulla-project/bulla/server/watch"
 )
 
-// Authorizer decides what a caller may do: authz.Policy.
+// Authorizer decides what a caller may do: authz.Live, or an authz.Policy that
+// never changes.
 type Authorizer interface {
+	// Now is the policy in force, and a channel that is closed when it no longer
+	// is. A call keeps to the one it began with.
+	Now() (policy *authz.Policy, replaced <-chan struct{})
 	Allow(caller string, r authz.Request) error
 	AllowSome(caller string, permission authz.Permission, issuer string) error
 	NextClient(caller string, permission authz.Permission, issuer, from string) (next string, ok bool)

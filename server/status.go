@@ -63,7 +63,7 @@ var table = []row{
 	{signer.ErrSecretTooShort, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_CLIENT_KEY_UNUSABLE, ""},
 	{signer.ErrClaims, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_CLAIMS_INVALID, ""},
 	{seal.ErrSignedOnly, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
-	{seal.ErrAudience, codes.PermissionDenied, bullav1.ErrorReason_ERROR_REASON_CLAIMS_NOT_ALLOWED, ""},
+	{authz.ErrClaimsNotAllowed, codes.PermissionDenied, bullav1.ErrorReason_ERROR_REASON_CLAIMS_NOT_ALLOWED, ""},
 	{seal.ErrEncryptionRequired, codes.FailedPrecondition, bullav1.ErrorReason_ERROR_REASON_ENCRYPTION_REQUIRED, ""},
 
 	{fetch.ErrURI, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_URI_REJECTED, ""},
@@ -207,6 +207,7 @@ func statusOf(err error) *status.Status {
 
 func violationsOf(err error) []*errdetails.BadRequest_FieldViolation {
 	var claims *signer.ClaimsError
+	var policy *authz.ClaimsError
 	var invalid *invalidError
 	var record *registry.InvalidError
 	var member *metadata.Error
@@ -214,6 +215,10 @@ func violationsOf(err error) []*errdetails.BadRequest_FieldViolation {
 	switch {
 	case errors.As(err, &claims):
 		for _, v := range claims.Violations {
+			list = append(list, &errdetails.BadRequest_FieldViolation{Field: v.Field, Description: v.Problem})
+		}
+	case errors.As(err, &policy):
+		for _, v := range policy.Violations {
 			list = append(list, &errdetails.BadRequest_FieldViolation{Field: v.Field, Description: v.Problem})
 		}
 	case errors.As(err, &invalid):

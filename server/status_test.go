@@ -117,6 +117,7 @@ func TestErrorsBecomeTheirReasons(t *testing.T) {
 		{authz.ErrCallerUnknown, "CALLER_UNKNOWN", true},
 		{authz.ErrNotAllowed, "CALLER_NOT_ALLOWED", true},
 		{&signer.ClaimsError{Violations: []signer.Violation{{Field: "claims.exp", Problem: "is past"}}}, "CLAIMS_INVALID", true},
+		{&authz.ClaimsError{Violations: []authz.Violation{{Field: "claims.email", Problem: "is not listed"}}}, "CLAIMS_NOT_ALLOWED", true},
 		{seal.ErrSignedOnly, "ALGORITHM_NOT_ALLOWED", true},
 		{seal.ErrEncryptionRequired, "ENCRYPTION_REQUIRED", true},
 		{fetch.ErrURI, "URI_REJECTED", true},
@@ -190,10 +191,15 @@ func TestViolationsNameTheirFields(t *testing.T) {
 		{c.err(), "issuer", "is too long"},
 		{&signer.ClaimsError{Violations: []signer.Violation{{Field: "claims.exp", Problem: "is past"}}}, "claims.exp", "is past"},
 		{&registry.InvalidError{Field: "settings", Problem: "there is none"}, "settings", "there is none"},
+		{&authz.ClaimsError{Violations: []authz.Violation{{Field: "claims.email", Problem: "is not listed"}}}, "claims.email", "is not listed"},
 	} {
 		st := statusOf(test.err)
 		got := detail[*errdetails.BadRequest](st.Details()).GetFieldViolations()
-		if st.Code() != codes.InvalidArgument || len(got) != 1 || got[0].GetField() != test.field || got[0].GetDescription() != test.problem {
+		want := codes.InvalidArgument
+		if errors.Is(test.err, authz.ErrClaimsNotAllowed) {
+			want = codes.PermissionDenied
+		}
+		if st.Code() != want || len(got) != 1 || got[0].GetField() != test.field || got[0].GetDescription() != test.problem {
 			t.Errorf("%v: %s with %v", test.err, st.Code(), got)
 		}
 	}

@@ -30,11 +30,9 @@ func (s *clientKeyService) WatchClientKeys(req *bullav1.WatchClientKeysRequest, 
 	}
 	ctx, cancel := whileIdentified(stream.Context())
 	defer cancel()
-	w, err := s.watches.Watch(e.event.Caller, e.issuer.Name(), func(clientID string) bool {
-		one := *e
-		one.clientID = clientID
-		return one.may(authz.ReadClientKeys) == nil
-	})
+	ctx, release := e.whileGranted(ctx, authz.ReadClientKeys)
+	defer release()
+	w, err := s.watches.Watch(e.event.Caller, e.issuer.Name(), e.mayReadNow)
 	if err != nil {
 		return err
 	}
@@ -47,21 +45,21 @@ func (s *clientKeyService) WatchClientKeys(req *bullav1.WatchClientKeysRequest, 
 	for {
 		clientID, err := w.Next(ctx)
 		if err != nil {
-			return err
+			return e.ended(stream.Context(), err)
 		}
 		res, err := s.changed(ctx, e.issuer.Name(), clientID, w.Told())
 		if err != nil {
-			return err
+			return e.ended(stream.Context(), err)
 		}
 		if res == nil {
 			continue
 		}
 		w.LookAgain(clientID, changesByItself(res.GetClientKey()))
-		if !told.anew(res) {
+		if !told.anew(res) || !e.mayReadNow(clientID) {
 			continue
 		}
 		if err := send(ctx, stream, res); err != nil {
-			return err
+			return e.ended(stream.Context(), err)
 		}
 	}
 }

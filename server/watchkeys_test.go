@@ -490,7 +490,7 @@ func watchedServer(t *testing.T) (bullav1.ClientKeyServiceClient, *Server) {
 	s, record, cache := newClientKeys(t)
 	conn, srv := serveOn(t, Config{
 		Plaintext: true, Issuers: s.gate.issuers, Sealer: sealer{}, Authorizer: authz.Development(), Store: s.store, ClientKeys: cache,
-		Secrets: s.secrets, SigningKeys: noKeys{}, Auditor: record, Observer: &observer{}, Watches: s.watches, CheckURI: s.checkURI,
+		Secrets: s.secrets, SigningKeys: noKeys{}, Auditor: record, Observer: &observer{}, Watches: s.watches, Replica: noReplica(), CheckURI: s.checkURI,
 	})
 	return bullav1.NewClientKeyServiceClient(conn), srv
 }

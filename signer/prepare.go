@@ -71,8 +71,9 @@ type preparation struct {
 	bad [claimCount]bool
 	// dates holds the good NumericDates, 0 if absent.
 	dates [claimCount]int64
-	// exp is the token's exp in seconds, given or filled; 0 for none.
-	exp int64
+	// exp is the token's exp in seconds, given or filled; 0 for none. iat is what
+	// its lifetime is counted from: the given iat, or now.
+	exp, iat int64
 	// hashes holds the hash claims to fill; empty for none.
 	hashes [claimCount]string
 	// id is the token's jti.
@@ -238,6 +239,7 @@ func (p *preparation) checkTimes() {
 			iat = given
 		}
 	}
+	p.iat = iat
 	if !p.rules.expires {
 		if p.req.Lifetime != nil {
 			p.wrong.add("lifetime", "does not apply: a token of kind "+string(p.req.Kind)+" has no exp")
@@ -342,7 +344,7 @@ func (p *preparation) complete() (*Payload, error) {
 	object := p.claims.object
 	out := make([]byte, 0, len(object)+len(p.req.Issuer.URL)+2*len(p.req.ClientID)+maxFilled)
 	out = append(out, object[:len(object)-1]...)
-	first := p.claims.empty
+	first := p.claims.count == 0
 	member := func(c claim) {
 		if !first {
 			out = append(out, ',')
@@ -402,9 +404,10 @@ func (p *preparation) complete() (*Payload, error) {
 		}
 	}
 	out = append(out, '}')
-	payload := &Payload{kind: p.req.Kind, algorithm: p.alg, json: out, id: p.id, others: p.others}
+	payload := &Payload{kind: p.req.Kind, algorithm: p.alg, json: out, id: p.id, others: p.others, given: p.claims.count}
 	if p.rules.expires {
 		payload.expires = time.Unix(p.exp, 0).UTC()
+		payload.lifetime = time.Duration(p.exp-p.iat) * time.Second
 	}
 	return payload, nil
 }

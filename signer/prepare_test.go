@@ -556,7 +556,7 @@ func TestEveryRowOfTheTableCanBeFilled(t *testing.T) {
 			t.Errorf("%s: a choice of one claim is no choice", kind)
 		}
 		// Nothing the table fills may lack a rule in complete.
-		p := preparation{req: &Request{Kind: kind, ClientID: "c"}, rules: row, claims: claimsObject{object: []byte("{}"), empty: true}}
+		p := preparation{req: &Request{Kind: kind, ClientID: "c"}, rules: row, claims: claimsObject{object: []byte("{}")}}
 		if _, err := p.complete(); err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}

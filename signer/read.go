@@ -30,8 +30,8 @@ const maxDate = 253402300799
 type claimsObject struct {
 	// object is the caller's bytes from brace to brace.
 	object []byte
-	// empty says that it has no member.
-	empty bool
+	// count is how many members it has.
+	count int
 	// raw has the JSON value of each known claim, nil if absent. The values
 	// are parts of object.
 	raw [claimCount][]byte
@@ -61,9 +61,9 @@ func (c *claimsObject) read(claims []byte) error {
 	if !depthWithin(object, MaxClaimsDepth) {
 		return fmt.Errorf("nest deeper than %d levels: flatten them", MaxClaimsDepth)
 	}
-	c.object, c.empty = object, true
+	c.object = object
 	for name, value := range members(object) {
-		c.empty = false
+		c.count++
 		if err := c.note(name, value); err != nil {
 			return err
 		}
@@ -138,7 +138,10 @@ func (c *claimsObject) text(which claim) (string, error) {
 
 // texts are the strings of a claim that is a string or an array of strings.
 func (c *claimsObject) texts(which claim) (list []string, isArray bool, err error) {
-	raw := c.raw[which]
+	return textsOf(c.raw[which])
+}
+
+func textsOf(raw []byte) (list []string, isArray bool, err error) {
 	if raw[0] != '[' {
 		s, err := textOf(raw)
 		return []string{s}, false, err

@@ -74,7 +74,9 @@ type Payload struct {
 	json      []byte
 	id        string
 	expires   time.Time
+	lifetime  time.Duration
 	others    []string
+	given     int // how many members of json are the caller's: the first
 }
 
 // Kind is the kind of token the payload is for.

@@ -9,7 +9,7 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	return group(&cobra.Command{Use: "config", Short: "Check a configuration"}, configCheckCommand())
+	return group(&cobra.Command{Use: "config", Short: "Check a configuration, and say what it means"}, configCheckCommand(), configExplainCommand())
 }
 
 func configCheckCommand() *cobra.Command {

@@ -7,10 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +24,7 @@ import (
 	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/server"
 	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/server/seal"
 	"github.com/bulla-project/bulla/server/telemetry"
@@ -100,7 +99,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 		return err
 	}
 	closing(auditLog.Close)
-	hangup := reopenOnHangup(auditLog, log)
+	hangup := catchHangup(auditLog, log)
 	defer hangup.stop()
 
 	wrapping := newWrappingKeys(cfg)
@@ -118,6 +117,8 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
+	grants := authz.NewLive(policy)
+	hangup.reload = newReload(cfg, auditLog, log, swapGrants(cfg, grants))
 	fetcher, err := fetch.New(fetchConfig(cfg, log))
 	if err != nil {
 		return err
@@ -164,7 +165,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	closing(func() error { cache.Close(); return nil })
 
 	sealer, err := seal.New(seal.Config{
-		Issuers: issuers, Authorizer: policy, Recipients: cache, Keys: keys,
+		Issuers: issuers, Authorizer: grants, Recipients: cache, Keys: keys,
 		Auditor: auditLog, Observer: metrics, Reason: server.Reason, Logger: log,
 	})
 	if err != nil {
@@ -173,7 +174,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	looking := newStoreWatch(store, log)
 	api, err := server.New(server.Config{
 		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
-		Issuers: issuers, Sealer: sealer, Authorizer: policy, Store: store,
+		Issuers: issuers, Sealer: sealer, Authorizer: grants, Store: store,
 		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog, Watches: watches,
 		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Logger: log,
 		Replica: replica(cfg, backends, issuers, keys, store, looking, cache, sealer),
@@ -185,6 +186,9 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	metricsHandler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
 	ops := server.NewWeb(server.OpsHandler(server.Ops{Ready: api.Ready, Degraded: looking.degraded, Metrics: metricsHandler}), nil, log)
 	if err := registerStats(metrics, backends, store, looking, cache, auditLog, issuers, keys); err != nil {
+		return err
+	}
+	if err := hangup.reload.register(metrics); err != nil {
 		return err
 	}
 
@@ -211,7 +215,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	group.Go(func() error { return web.Serve(listeners[1]) })
 	group.Go(func() error { return ops.Serve(listeners[2]) })
 	log.Info("serving", "version", version(), "grpc", listeners[0].Addr().String(),
-		"http", listeners[1].Addr().String(), "ops", listeners[2].Addr().String())
+		"http", listeners[1].Addr().String(), "ops", listeners[2].Addr().String(), "grants_sha256", hashOfGrants(cfg))
 	started(addresses{listeners[0].Addr(), listeners[1].Addr(), listeners[2].Addr()})
 
 	select {
@@ -226,38 +230,6 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	ops.Shutdown(draining)
 	stop()
 	return group.Wait()
-}
-
-// hangup lets the audit log be rotated: rename the file, send SIGHUP.
-type hangup struct {
-	signals chan os.Signal
-	audit   *audit.Log
-	log     *slog.Logger
-}
-
-// reopenOnHangup catches the signal from now on: before run it would otherwise
-// end a process that is still starting.
-func reopenOnHangup(auditLog *audit.Log, log *slog.Logger) *hangup {
-	h := &hangup{signals: make(chan os.Signal, 1), audit: auditLog, log: log}
-	signal.Notify(h.signals, syscall.SIGHUP)
-	return h
-}
-
-func (h *hangup) stop() { signal.Stop(h.signals) }
-
-func (h *hangup) run(ctx context.Context) error {
-	for {
-		select {
-		case <-h.signals:
-			if err := h.audit.Reopen(ctx); err != nil {
-				h.log.ErrorContext(ctx, "audit log not reopened", "error", err)
-				continue
-			}
-			h.log.InfoContext(ctx, "audit log reopened")
-		case <-ctx.Done():
-			return nil
-		}
-	}
 }
 
 // checkFiles looks for the files that the configuration names. Those of a

@@ -36,6 +36,7 @@ type AuditLine struct {
 	Settings                string    `json:"settings"`
 	KeySource               string    `json:"key_source"`
 	Revision                uint64    `json:"revision"`
+	GrantsSHA256            string    `json:"grants_sha256"`
 }
 
 // RawAudit is the audit log as it is.

@@ -72,6 +72,10 @@ type Event struct {
 	Settings      string
 	KeySource     string
 	Revision      uint64
+	// GrantsSHA256 is the hash of the grants that are in force from now on, if the
+	// configuration was read again and has others (config.Config.GrantsSHA256).
+	// It is written in hex.
+	GrantsSHA256 [32]byte
 }
 
 // lineVersion is the "v" of every line. It changes when a field changes its
@@ -112,6 +116,11 @@ func (e *Event) appendLine(dst []byte) []byte {
 	dst = appendText(dst, "new_thumbprint", e.NewThumbprint)
 	dst = appendText(dst, "settings", e.Settings)
 	dst = appendText(dst, "key_source", e.KeySource)
+	if e.GrantsSHA256 != [32]byte{} {
+		dst = append(dst, `,"grants_sha256":"`...)
+		dst = hex.AppendEncode(dst, e.GrantsSHA256[:])
+		dst = append(dst, '"')
+	}
 	if e.Revision != 0 {
 		dst = append(dst, `,"revision":`...)
 		dst = strconv.AppendUint(dst, e.Revision, 10)

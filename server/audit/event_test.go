@@ -36,6 +36,7 @@ func fullEvent() Event {
 		Permission:              "issue",
 		Settings:                "ID_TOKEN=ES256",
 		KeySource:               "jwks",
+		GrantsSHA256:            [32]byte{0: 0xcd},
 		Revision:                7,
 	}
 }
@@ -50,7 +51,8 @@ func TestLineHoldsEveryField(t *testing.T) {
 		`"encryption_key_id":"enc-1","encryption_key_thumbprint":"cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s",` +
 		`"encryption_algorithm":"RSA-OAEP-256","content_encryption":"A256GCM","jti":"b7a1",` +
 		`"token_sha256":"ab` + strings.Repeat("00", 30) + `01",` +
-		`"old_thumbprint":"old","new_thumbprint":"new","settings":"ID_TOKEN=ES256","key_source":"jwks","revision":7}` + "\n"
+		`"old_thumbprint":"old","new_thumbprint":"new","settings":"ID_TOKEN=ES256","key_source":"jwks",` +
+		`"grants_sha256":"cd` + strings.Repeat("00", 31) + `","revision":7}` + "\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("line (-want +got):\n%s", diff)
 	}

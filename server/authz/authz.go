@@ -1,7 +1,9 @@
 // Package authz decides what an authenticated caller may do. It holds the
-// grants of the configuration, compiled once at start and never changed, and
+// grants of the configuration, compiled into a Policy that never changes, and
 // answers one question: may this caller use this permission on this issuer,
-// for this kind of token and this client?
+// for this kind of token and this client? A grant that issues tokens may have a
+// claim policy, which bounds what these tokens say and how long they live; Terms
+// are what is left to be asked of the claims once a request is allowed.
 //
 // Everything is denied that no grant allows, and grants only ever add up:
 // there is no rule that takes away, so the order of grants means nothing and
@@ -11,6 +13,10 @@
 // Creating a client's keys and replacing them are permissions apart, because
 // whoever can replace a client's key can read its tokens from then on.
 //
+// Grants change while the service runs: Live holds the Policy in force, and
+// exchanges it for another as a whole. What has begun under one Policy goes on
+// under it: a token keeps its Terms, other calls the Policy that Now gave them.
+//
 // The package also says who a caller is: CallerFrom takes the one identity
 // out of a certificate that TLS has verified. Proving that the caller owns the
 // certificate, and turning the errors below into statuses, is left to others.
@@ -19,11 +25,12 @@ package authz
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
 
-// Errors of Policy.Allow and CallerFrom, matched with errors.Is. Their texts
+// Errors of Policy.Authorize and CallerFrom, matched with errors.Is. Their texts
 // may be shown to the caller: they repeat what the caller asked and say
 // nothing of anybody else's grants.
 var (
@@ -129,6 +136,9 @@ type Grant struct {
 	// requests that name none. ReadSigningKeys, RotateSigningKeys and
 	// ReadStatus do not look at it.
 	Clients []string
+	// Claims bounds the tokens that Issue and SignUnencrypted give. The other
+	// permissions do not look at it. Default: any token.
+	Claims *ClaimPolicy
 }
 
 // Request is what a caller wants to do.
@@ -164,32 +174,31 @@ type target struct {
 // rule is what is left of a grant once caller, permission and issuer are
 // known.
 type rule struct {
-	scope    scope
-	kinds    []string // at most a handful: a linear look is fastest
-	clients  map[string]struct{}
-	prefixes []string
+	scope   scope
+	kinds   []string // at most a handful: a linear look is fastest
+	clients patterns
+	claims  *claimRule // nil for any claims
 }
 
 // New compiles grants. The error names the first grant that is wrong: one
-// without a caller, with an unknown permission, or with a client pattern that
-// has a "*" anywhere but at its end.
+// without a caller, with an unknown permission, with a client pattern that has a
+// "*" anywhere but at its end, or with a claim policy that is none.
 func New(grants []Grant) (*Policy, error) {
 	p := &Policy{callers: make(map[string]rules)}
 	for i, g := range grants {
 		if g.Caller == "" {
 			return nil, fmt.Errorf("grant %d has no caller: name the URI or DNS SAN of its client certificate", i)
 		}
-		r := rule{kinds: slices.Clone(g.TokenKinds), clients: make(map[string]struct{})}
 		for _, c := range g.Clients {
 			if err := CheckClientPattern(c); err != nil {
 				return nil, fmt.Errorf("grant %d: %w", i, err)
 			}
-			if prefix, ok := strings.CutSuffix(c, "*"); ok {
-				r.prefixes = append(r.prefixes, prefix)
-			} else {
-				r.clients[c] = struct{}{}
-			}
 		}
+		claims, err := g.Claims.compile()
+		if err != nil {
+			return nil, fmt.Errorf("grant %d: %w", i, err)
+		}
+		kinds, clients := slices.Clone(g.TokenKinds), newPatterns(g.Clients)
 		caller := canonicalCaller(g.Caller)
 		if p.callers[caller] == nil {
 			p.callers[caller] = make(rules)
@@ -198,7 +207,10 @@ func New(grants []Grant) (*Policy, error) {
 			if !perm.Known() {
 				return nil, fmt.Errorf("grant %d: there is no permission %q", i, string(perm))
 			}
-			r.scope = scopes[perm]
+			r := rule{scope: scopes[perm], kinds: kinds, clients: clients}
+			if r.scope.kinds {
+				r.claims = claims
+			}
 			for _, issuer := range g.Issuers {
 				t := target{perm, issuer}
 				p.callers[caller][t] = append(p.callers[caller][t], r)
@@ -213,33 +225,42 @@ func New(grants []Grant) (*Policy, error) {
 // is known.
 func Development() *Policy { return &Policy{everything: true} }
 
-// CheckClientPattern reports what is wrong with a client pattern of a grant.
-func CheckClientPattern(pattern string) error {
-	switch i := strings.IndexByte(pattern, '*'); {
-	case pattern == "":
-		return errors.New(`a client pattern is empty: write a client_id, a prefix such as "app-*", or "*"`)
-	case i >= 0 && i != len(pattern)-1:
-		return fmt.Errorf(`client pattern %q has a "*" before its end: only the last character may be one`, pattern)
-	}
-	return nil
+// Now returns p, which is never replaced: a Policy stands for a Live one where
+// grants do not change.
+func (p *Policy) Now() (policy *Policy, replaced <-chan struct{}) { return p, nil }
+
+// Allow returns nil if a grant lets caller do r, whatever it asks of the claims.
+// Otherwise the error wraps ErrCallerUnknown or ErrNotAllowed. It does not
+// allocate unless it denies.
+func (p *Policy) Allow(caller string, r Request) error {
+	_, err := p.Authorize(caller, r)
+	return err
 }
 
-// Allow returns nil if a grant lets caller do r. Otherwise the error wraps
-// ErrCallerUnknown or ErrNotAllowed. It does not allocate unless it denies.
-func (p *Policy) Allow(caller string, r Request) error {
+// Authorize is Allow for a request that ends in a token: what the grants ask of
+// its claims is in the Terms.
+func (p *Policy) Authorize(caller string, r Request) (Terms, error) {
 	own, all := p.grantsOf(caller)
 	if all && r.Permission.Known() {
-		return nil
+		return Terms{everything: true}, nil
 	}
 	if own == nil {
-		return unknownCaller(caller)
+		return Terms{}, unknownCaller(caller)
 	}
-	for _, rule := range own[target{r.Permission, r.Issuer}] {
-		if rule.covers(r) {
-			return nil
+	rules, covered := own[target{r.Permission, r.Issuer}], false
+	for i := range rules {
+		if !rules[i].covers(&r) {
+			continue
 		}
+		if rules[i].claims == nil {
+			return Terms{free: true, rules: rules, request: r}, nil
+		}
+		covered = true
 	}
-	return notAllowed(r)
+	if !covered {
+		return Terms{}, notAllowed(r)
+	}
+	return Terms{rules: rules, request: r}, nil
 }
 
 // AllowSome returns nil if a grant gives caller the permission on the issuer
@@ -254,7 +275,7 @@ func (p *Policy) AllowSome(caller string, permission Permission, issuer string) 
 		return unknownCaller(caller)
 	}
 	for _, rule := range own[target{permission, issuer}] {
-		if !rule.scope.clients || len(rule.clients) > 0 || len(rule.prefixes) > 0 {
+		if !rule.scope.clients || rule.clients.any() {
 			return nil
 		}
 	}
@@ -275,12 +296,12 @@ func (p *Policy) NextClient(caller string, permission Permission, issuer, from s
 		}
 	}
 	for _, rule := range own[target{permission, issuer}] {
-		for client := range rule.clients {
+		for client := range rule.clients.exact {
 			if client >= from {
 				consider(client)
 			}
 		}
-		for _, prefix := range rule.prefixes {
+		for _, prefix := range rule.clients.prefixes {
 			switch {
 			case strings.HasPrefix(from, prefix):
 				consider(from)
@@ -292,6 +313,21 @@ func (p *Policy) NextClient(caller string, permission Permission, issuer, from s
 	return next, ok
 }
 
+// SameClients reports whether caller has the permission on the issuer for the
+// same clients under both policies. It may miss that two grants come to the same
+// that are written differently.
+func (p *Policy) SameClients(other *Policy, caller string, permission Permission, issuer string) bool {
+	own, all := p.grantsOf(caller)
+	others, othersAll := other.grantsOf(caller)
+	if all || othersAll {
+		return all == othersAll
+	}
+	t := target{permission, issuer}
+	return slices.EqualFunc(own[t], others[t], func(a, b rule) bool {
+		return maps.Equal(a.clients.exact, b.clients.exact) && slices.Equal(a.clients.prefixes, b.clients.prefixes)
+	})
+}
+
 func (p *Policy) grantsOf(caller string) (own rules, all bool) {
 	if p.everything {
 		return nil, caller == DevelopmentCaller
@@ -299,25 +335,11 @@ func (p *Policy) grantsOf(caller string) (own rules, all bool) {
 	return p.callers[caller], false
 }
 
-func (r *rule) covers(q Request) bool {
+func (r *rule) covers(q *Request) bool {
 	if r.scope.kinds && (q.TokenKind == "" || !slices.Contains(r.kinds, q.TokenKind)) {
 		return false
 	}
-	if !r.scope.clients {
-		return true
-	}
-	if q.ClientID == "" {
-		return slices.Contains(r.prefixes, "")
-	}
-	if _, ok := r.clients[q.ClientID]; ok {
-		return true
-	}
-	for _, prefix := range r.prefixes {
-		if strings.HasPrefix(q.ClientID, prefix) {
-			return true
-		}
-	}
-	return false
+	return !r.scope.clients || r.clients.match(q.ClientID)
 }
 
 func unknownCaller(caller string) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"unicode"
 )
 
 // ErrNoIdentity: the certificate, though verified, does not say who its holder
@@ -114,4 +115,42 @@ func canonicalCaller(caller string) string {
 		return caller
 	}
 	return strings.ToLower(caller)
+}
+
+// SameCaller reports whether the caller of a grant is the identity: it brings
+// both into the form CallerFrom returns.
+func SameCaller(granted, caller string) bool {
+	return canonicalCaller(granted) == canonicalCaller(caller)
+}
+
+// CheckCaller reports what is wrong with the caller of a grant: a name that
+// CallerFrom never returns, so that the grant would be nobody's.
+func CheckCaller(caller string) error {
+	switch {
+	case caller == "":
+		return errors.New("it is empty")
+	case strings.Contains(caller, "*"):
+		return errors.New("callers are matched as a whole, without wildcards")
+	case strings.ContainsFunc(caller, unicode.IsSpace):
+		return errors.New("it has spaces")
+	case !strings.Contains(caller, ":"):
+		if strings.ContainsFunc(canonicalCaller(caller), notHostName) {
+			return errors.New("it is neither a URI nor a DNS name")
+		}
+		return nil
+	}
+	u, err := url.Parse(caller)
+	if err != nil || u.Scheme == "" {
+		return errors.New("it is neither a URI nor a DNS name")
+	}
+	id, err := callerURI(u)
+	switch {
+	case err != nil && u.Scheme == "spiffe":
+		return fmt.Errorf("it is no SPIFFE ID of a workload: %w", checkSPIFFE(u))
+	case err != nil:
+		return err
+	case id != caller:
+		return fmt.Errorf("as a URI it is written %q", id)
+	}
+	return nil
 }

@@ -136,3 +136,38 @@ func TestADNSNameCannotPassForAURI(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckCallerTakesWhatACertificateCanHold: a grant for a name that CallerFrom
+// never returns would be nobody's.
+func TestCheckCallerTakesWhatACertificateCanHold(t *testing.T) {
+	for _, good := range []string{
+		"spiffe://example.com/ns/prod/sa/idp", "https://example.com/services/idp", "urn:example:idp", "idp.example.com", "IDP.Example.com", "x", "https://example.com/?a=b",
+	} {
+		if err := CheckCaller(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+		if !strings.Contains(good, ":") {
+			continue
+		}
+		if got, err := CallerFrom(certificate(t, x509.Certificate{}, good)); err != nil || !SameCaller(good, got) {
+			t.Errorf("a certificate with %q is one of %q, %v", good, got, err)
+		}
+	}
+	for bad, want := range map[string]string{
+		"": "empty", "*": "wildcards", "spiffe://example.com/*": "wildcards", "my idp": "spaces", "a\tb": "spaces",
+		"idp@example.com": "neither", "a/b": "neither", "http://[": "neither", ":x": "neither", "a:b:\x7f": "neither",
+		"spiffe://example.com": "no path", "spiffe://example.com/idp/": "segment", "spiffe://Example.com/idp": "trust domain must", "spiffe://example.com/a?b": "trust domain and a path",
+		"SPIFFE://example.com/idp": `written "spiffe://example.com/idp"`, "HTTPS://example.com/x": `written "https://example.com/x"`,
+	} {
+		if err := CheckCaller(bad); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want an error with %q", bad, err, want)
+		}
+	}
+	for pair, want := range map[[2]string]bool{
+		{"IDP.example.com", "idp.Example.com"}: true, {"spiffe://a/B", "spiffe://a/b"}: false, {"spiffe://a/b", "spiffe://a/b"}: true,
+	} {
+		if got := SameCaller(pair[0], pair[1]); got != want {
+			t.Errorf("%q: got %v, want %v", pair, got, want)
+		}
+	}
+}

@@ -157,6 +157,13 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 			{Caller: "spiffe://example.com/idp", Allow: []authz.Permission{authz.Issue}, Issuers: []string{"main", "bank"}, TokenKinds: tokenKinds, Clients: []string{"*"}},
 			{Caller: "registrar.example.com", Allow: []authz.Permission{authz.CreateClientKey, authz.ReadClientKeys, authz.RefreshClientKey}, Issuers: []string{"main"}, Clients: []string{"app-*", "portal"}},
 			{Caller: "spiffe://example.com/idp", Allow: []authz.Permission{authz.ReadSigningKeys, authz.RotateSigningKeys}, Issuers: []string{"main"}},
+			{
+				Caller: "spiffe://example.com/gateway", Allow: []authz.Permission{authz.Issue}, Issuers: []string{"main"}, TokenKinds: []string{"ID_TOKEN", "ACCESS_TOKEN"}, Clients: []string{"*"},
+				Claims: &Claims{
+					MaxLifetime: 10 * time.Minute, Allow: []string{"sub", "client_id", "auth_time"}, Require: []string{"auth_time"},
+					Audiences: []string{"https://api.example.com", "app-*"},
+				},
+			},
 		},
 		Issuers: []Issuer{
 			{
@@ -274,6 +281,10 @@ func TestGrantsOfTheConfigMakeAPolicy(t *testing.T) {
 	}
 	if err := p.Allow("registrar.example.com", authz.Request{Permission: authz.ReplaceClientKey, Issuer: "main", ClientID: "app-7"}); !errors.Is(err, authz.ErrNotAllowed) {
 		t.Errorf("not granted in the file: got %v, want ErrNotAllowed", err)
+	}
+	terms, err := p.Authorize("spiffe://example.com/gateway", authz.Request{Permission: authz.Issue, Issuer: "main", TokenKind: "ID_TOKEN", ClientID: "rp"})
+	if err != nil || terms.Free() {
+		t.Errorf("granted in the file with a claim policy: %v, free of it %v", err, terms.Free())
 	}
 	if got := c.Fetch.CIDRs(); len(got) != 2 || got[0].String() != "10.1.0.0/16" {
 		t.Errorf("CIDRs: got %v", got)

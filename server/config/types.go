@@ -332,6 +332,28 @@ type Grant struct {
 	// Required for all permissions but read_signing_keys, rotate_signing_keys
 	// and read_status, else not allowed.
 	Clients []string `yaml:"clients"`
+	// Claims bounds the tokens that issue and sign_unencrypted give. Else not
+	// allowed. Default: any token.
+	Claims *Claims `yaml:"claims"`
+}
+
+// Claims is the claim policy of a grant, as authz.ClaimPolicy has it: at least
+// one of its fields must be given, and a token must keep to all that are.
+type Claims struct {
+	// MaxLifetime is the longest time from iat to exp, in whole seconds; tokens
+	// without exp are then not given. Default: 0, which is as long as the issuer
+	// allows.
+	MaxLifetime time.Duration `yaml:"max_lifetime"`
+	// Allow lists the only claims that the caller may give, beside iss, aud, iat
+	// and exp, and beside what Bulla fills in. Default: any.
+	Allow []string `yaml:"allow"`
+	// Require lists claims that the caller must give. Default: none.
+	Require []string `yaml:"require"`
+	// Audiences lists what aud may name beside the client, and in access tokens
+	// at all: values, prefixes with a "*" at the end, or "*". Default: beside the
+	// client, those for whom a grant of the caller would give the token too; in
+	// access tokens any.
+	Audiences []string `yaml:"audiences"`
 }
 
 // Profiles of an issuer.
@@ -431,7 +453,10 @@ func (c *Config) Plaintext() bool { return c.GRPC.TLS == nil }
 func (c *Config) AuthzGrants() []authz.Grant {
 	grants := make([]authz.Grant, len(c.Grants))
 	for i, g := range c.Grants {
-		grants[i] = authz.Grant(g)
+		grants[i] = authz.Grant{
+			Caller: g.Caller, Allow: g.Allow, Issuers: g.Issuers, TokenKinds: g.TokenKinds, Clients: g.Clients,
+			Claims: (*authz.ClaimPolicy)(g.Claims),
+		}
 	}
 	return grants
 }

@@ -14,11 +14,7 @@ import (
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/kms"
-	"github.com/bulla-project/bulla/server/authz"
 )
-
-// tokenKinds are the names a grant may use.
-var tokenKinds = []string{"ID_TOKEN", "LOGOUT_TOKEN", "USERINFO", "AUTHORIZATION_RESPONSE", "INTROSPECTION", "ACCESS_TOKEN"}
 
 // validator checks how the values fit together. It fills in what follows from
 // other values: default signing algorithms and parsed key locations.
@@ -768,74 +764,5 @@ func (v *validator) rotation(path string, is *Issuer) {
 			v.add(index(join(path, "signing_keys"), i), "a key in several places cannot be made by Bulla: its private half leaves no place",
 				"write create: never and list each new key with all its places, or leave one place")
 		}
-	}
-}
-
-func (v *validator) grants() {
-	c := v.c
-	var issuers []string
-	allNamed := !v.bad["issuers"]
-	for i, is := range c.Issuers {
-		issuers = append(issuers, is.Name)
-		allNamed = allNamed && is.Name != "" && !v.bad[index("issuers", i)]
-	}
-	for i, g := range c.Grants {
-		path := index("grants", i)
-		v.caller(join(path, "caller"), g.Caller)
-		if len(g.Allow) == 0 {
-			v.add(join(path, "allow"), "the grant allows nothing", "write one or more of: "+strings.Join(texts(authz.Permissions()), ", "))
-		}
-		kinds, clients, known := false, false, true
-		for j, p := range g.Allow {
-			known = v.oneOf(index(join(path, "allow"), j), string(p), texts(authz.Permissions())...) && known
-			kinds, clients = kinds || p.NeedsTokenKinds(), clients || p.NeedsClients()
-		}
-		noRepeats(v, join(path, "allow"), g.Allow)
-
-		if len(g.Issuers) == 0 {
-			v.add(join(path, "issuers"), "the grant covers no issuer", "write one or more of: "+strings.Join(issuers, ", "))
-		}
-		for j, name := range g.Issuers {
-			if allNamed && !slices.Contains(issuers, name) {
-				v.add(index(join(path, "issuers"), j), fmt.Sprintf("there is no issuer %s", quote(name)), suggest(name, issuers))
-			}
-		}
-		noRepeats(v, join(path, "issuers"), g.Issuers)
-
-		for j, k := range g.TokenKinds {
-			v.oneOf(index(join(path, "token_kinds"), j), k, tokenKinds...)
-		}
-		noRepeats(v, join(path, "token_kinds"), g.TokenKinds)
-		for j, p := range g.Clients {
-			if err := authz.CheckClientPattern(p); err != nil {
-				v.add(index(join(path, "clients"), j), quote(p)+" is no client pattern", `write a client_id, a prefix with one "*" at its end, or "*"`)
-			}
-		}
-		noRepeats(v, join(path, "clients"), g.Clients)
-		if len(g.Allow) > 0 && known {
-			v.scope(join(path, "token_kinds"), "token kind", len(g.TokenKinds), kinds, "write one or more of: "+strings.Join(tokenKinds, ", "))
-			v.scope(join(path, "clients"), "client", len(g.Clients), clients, `write client_ids, prefixes such as "app-*", or ["*"] for all`)
-		}
-	}
-}
-
-// scope notes a list that is missing from a grant, or that has no effect in it.
-func (v *validator) scope(path, what string, n int, needed bool, advice string) {
-	switch {
-	case needed && n == 0:
-		v.add(path, "the grant covers no "+what, advice)
-	case !needed && v.given(path):
-		v.add(path, "the permissions of this grant are not limited by "+what, "remove it")
-	}
-}
-
-func (v *validator) caller(path, caller string) {
-	const advice = `write the URI SAN ("spiffe://example.com/idp") or the DNS SAN ("idp.example.com") of the caller's certificate`
-	switch {
-	case !v.required(path, caller, advice):
-	case strings.Contains(caller, "*"):
-		v.add(path, "callers are matched as a whole, without wildcards", "write one grant for each caller")
-	case strings.ContainsFunc(caller, unicode.IsSpace):
-		v.add(path, quote(caller)+" is no identity: it has spaces", advice)
 	}
 }

@@ -5,7 +5,8 @@
 //	recipient   the client's setting and key, from memory. It comes before any
 //	            work of the HSM: none is spent on a client that cannot be
 //	            encrypted to.
-//	prepare     the claims, checked and completed
+//	prepare     the claims, checked and completed, and held against the claim
+//	            policy of the caller's grants
 //	sign        by the issuer's active key, and verified
 //	encrypt     to the client
 //	audit       one line, written before the token is handed out
@@ -46,15 +47,13 @@ var (
 	// ErrSignedOnly: tokens of this kind are not encrypted. The caller asks
 	// for a signed one.
 	ErrSignedOnly = errors.New("tokens of this kind are only signed")
-
-	// ErrAudience: aud names, beside the client, a party that the caller may
-	// not issue tokens for. The caller leaves it out, or is granted it.
-	ErrAudience = errors.New("audience not allowed")
 )
 
-// Authorizer decides what a caller may do: authz.Policy.
+// Authorizer decides what a caller may do: authz.Live.
 type Authorizer interface {
-	Allow(caller string, r authz.Request) error
+	// Authorize returns the Terms of a request that is allowed. The token keeps
+	// them, whatever becomes of the caller's grants meanwhile.
+	Authorize(caller string, r authz.Request) (authz.Terms, error)
 }
 
 // Recipients knows the clients: keycache.Cache.
@@ -203,6 +202,7 @@ func (s *Sealer) Sign(ctx context.Context, req Request) (*Result, error) {
 type token struct {
 	Request
 	permission authz.Permission
+	terms      authz.Terms
 	issuer     *issuer.Issuer
 	event      audit.Event
 	result     Result
@@ -227,7 +227,7 @@ func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permis
 		t.event.Outcome = audit.Denied
 	} else if err = step(ctx, t); err != nil {
 		t.event.Outcome = audit.Failed
-		if errors.Is(err, ErrAudience) {
+		if errors.Is(err, authz.ErrClaimsNotAllowed) {
 			t.event.Outcome = audit.Denied
 		}
 	} else {
@@ -261,9 +261,10 @@ func (s *Sealer) authorize(t *token) error {
 		t.issuer = found
 		t.event.Issuer = found.Name()
 	}
-	err := s.cfg.Authorizer.Allow(t.Caller, authz.Request{
+	terms, err := s.cfg.Authorizer.Authorize(t.Caller, authz.Request{
 		Permission: t.permission, Issuer: t.event.Issuer, TokenKind: string(t.Kind), ClientID: t.ClientID,
 	})
+	t.terms = terms
 	if unknown != nil && !errors.Is(err, authz.ErrCallerUnknown) {
 		return unknown
 	}
@@ -377,7 +378,7 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	if err != nil {
 		return nil, err
 	}
-	if err := s.allowAudiences(t, payload); err != nil {
+	if err := allowClaims(t, payload); err != nil {
 		return nil, err
 	}
 	signing := time.Now()
@@ -393,21 +394,6 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	t.event.SigningKeyID, t.event.SigningAlgorithm = key.KeyID(), string(alg)
 	t.event.JTI = payload.ID()
 	return jws, nil
-}
-
-// allowAudiences wants the caller to be allowed all that aud names. The client
-// gets a signed token out of the encrypted one, and whoever else aud names would
-// take that for its own.
-func (s *Sealer) allowAudiences(t *token, payload *signer.Payload) error {
-	for _, audience := range payload.OtherAudiences() {
-		err := s.cfg.Authorizer.Allow(t.Caller, authz.Request{
-			Permission: t.permission, Issuer: t.issuer.Name(), TokenKind: string(t.Kind), ClientID: audience,
-		})
-		if err != nil {
-			return fmt.Errorf("%w: claims.aud names parties beside the client that this caller may not issue for; leave them out, or ask the operator for a grant that covers them", ErrAudience)
-		}
-	}
-	return nil
 }
 
 // signingKey is the issuer's, or the client's secret where the client registered

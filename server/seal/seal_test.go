@@ -37,8 +37,8 @@ type world struct {
 
 	denied, recipientErr, settingErr, keyErr, signErr, auditErr, secretErr error
 
-	deniedClient string
-	stale        bool // the registry
+	policy *authz.Policy // of what is not denied
+	stale  bool          // the registry
 
 	setting registry.Setting
 	secret  []byte
@@ -50,12 +50,32 @@ type world struct {
 
 func (w *world) step(name string) { w.steps = append(w.steps, name) }
 
-func (w *world) Allow(_ string, r authz.Request) error {
+func (w *world) Authorize(caller string, r authz.Request) (authz.Terms, error) {
 	w.step("authorize " + string(r.Permission))
-	if w.deniedClient != "" && r.ClientID == w.deniedClient {
-		return authz.ErrNotAllowed
+	if w.denied != nil {
+		return authz.Terms{}, w.denied
 	}
-	return w.denied
+	return w.policy.Authorize(caller, r)
+}
+
+// kinds are those that grants of these tests cover, if they cover any.
+var kinds = []string{"ID_TOKEN", "LOGOUT_TOKEN", "USERINFO", "ACCESS_TOKEN", "FUTURE_TOKEN"}
+
+// grant lets the caller have tokens for some clients.
+func grant(claims *authz.ClaimPolicy, clients ...string) authz.Grant {
+	return authz.Grant{
+		Caller: "caller", Allow: []authz.Permission{authz.Issue, authz.SignUnencrypted}, Issuers: []string{"main"},
+		TokenKinds: kinds, Clients: clients, Claims: claims,
+	}
+}
+
+// allow has these grants, and no others.
+func (w *world) allow(t *testing.T, grants ...authz.Grant) {
+	t.Helper()
+	var err error
+	if w.policy, err = authz.New(grants); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (w *world) Recipient(context.Context, string, string, registry.TokenKind) (keycache.Recipient, error) {
@@ -111,6 +131,7 @@ var clientKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.Gen
 func newWorld(t *testing.T) (*world, *Sealer) {
 	t.Helper()
 	w := &world{setting: registry.Setting{Kind: "ID_TOKEN", EncryptionAlgorithm: "RSA-OAEP-256", ContentEncryption: "A256GCM"}}
+	w.allow(t, grant(nil, "*"))
 	var err error
 	if w.client, err = clientKey(); err != nil {
 		t.Fatal(err)
@@ -382,11 +403,11 @@ func TestEveryAudienceNeedsAGrant(t *testing.T) {
 	}{
 		{`{"sub":"alice","aud":"app"}`, nil},
 		{`{"sub":"alice","aud":["app","friend"]}`, nil},
-		{`{"sub":"alice","aud":["app","victim"]}`, ErrAudience},
-		{`{"sub":"alice","aud":["victim","app"],"azp":"app"}`, ErrAudience},
+		{`{"sub":"alice","aud":["app","victim"]}`, authz.ErrClaimsNotAllowed},
+		{`{"sub":"alice","aud":["victim","app"],"azp":"app"}`, authz.ErrClaimsNotAllowed},
 	} {
 		w, s := newWorld(t)
-		w.deniedClient = "victim"
+		w.allow(t, grant(nil, "app", "friend"))
 		req := request()
 		req.Claims = []byte(test.claims)
 		if _, err := s.SignAndEncrypt(t.Context(), req); !errors.Is(err, test.want) {
