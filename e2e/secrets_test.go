@@ -28,7 +28,9 @@ func TestNoSecretIsWrittenAnywhere(t *testing.T) {
 	token := harness.NewToken(t, "e2e-secrets", kms.ES256)
 	token.Tool("--change-pin", "--new-pin", pin)
 	token.SetPIN(wrongPIN)
+	traces, tracing := collector(t, 1)
 	s := harness.New(t, harness.Config{Token: token, CA: shared.ca, Host: shared.host, Edit: func(tree harness.M) {
+		tree["tracing"] = tracing
 		// The wrong PIN leaves a warning on the token.
 		tree["backends"].(harness.M)["hsm"].(harness.M)["pkcs11"].(harness.M)["insist_on_login"] = true
 	}})
@@ -149,7 +151,7 @@ func TestNoSecretIsWrittenAnywhere(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	for where, text := range map[string]string{
-		"the log": s.Log(), "the audit log": string(s.RawAudit(t)), "the metrics": metrics, "/readyz": ready,
+		"the log": s.Log(), "the audit log": string(s.RawAudit(t)), "the metrics": metrics, "/readyz": ready, "the traces": traces.Text(),
 		"the store": string(store), "an error": said.String(),
 	} {
 		if text == "" {

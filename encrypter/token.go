@@ -14,9 +14,18 @@ import (
 // no key that [NewRecipient] accepted is known to cause. jws is only read, and
 // not kept.
 func (r *Recipient) Encrypt(jws []byte) (string, error) {
+	return r.EncryptStaged(jws, nil)
+}
+
+// EncryptStaged is [Recipient.Encrypt] for callers who measure its two halves: it
+// calls wrapped, unless that is nil, when the key management is done and the
+// content encryption has not begun; not at all if the key management fails. The
+// key is not shown in between and nothing can be done over, so that a content
+// encryption key serves one token whatever a caller does.
+func (r *Recipient) EncryptStaged(jws []byte, wrapped func()) (string, error) {
 	w := workspaces.Get().(*workspace)
 	defer w.release()
-	token, err := r.appendNested(w.token[:0], jws, w)
+	token, err := r.appendNested(w.token[:0], jws, w, wrapped)
 	if err != nil {
 		return "", err
 	}
@@ -30,19 +39,19 @@ func (r *Recipient) Encrypt(jws []byte) (string, error) {
 func (r *Recipient) AppendEncrypt(dst, jws []byte) ([]byte, error) {
 	w := workspaces.Get().(*workspace)
 	defer w.release()
-	return r.appendNested(dst, jws, w)
+	return r.appendNested(dst, jws, w, nil)
 }
 
 // appendNested sees to it that what is enclosed was signed.
-func (r *Recipient) appendNested(dst, jws []byte, w *workspace) ([]byte, error) {
+func (r *Recipient) appendNested(dst, jws []byte, w *workspace, wrapped func()) ([]byte, error) {
 	if !looksSigned(jws) {
 		return dst, fmt.Errorf("%w: expected three non-empty parts joined by dots; sign the claims before they are encrypted", ErrNotSigned)
 	}
-	return r.appendToken(dst, jws, w)
+	return r.appendToken(dst, jws, w, wrapped)
 }
 
-// appendToken follows RFC 7516 section 5.1.
-func (r *Recipient) appendToken(dst, plaintext []byte, w *workspace) ([]byte, error) {
+// appendToken follows RFC 7516 section 5.1. wrapped is as in EncryptStaged.
+func (r *Recipient) appendToken(dst, plaintext []byte, w *workspace, wrapped func()) ([]byte, error) {
 	enc := r.content
 
 	// One draw serves the CEK and the IV.
@@ -56,6 +65,9 @@ func (r *Recipient) appendToken(dst, plaintext []byte, w *workspace) ([]byte, er
 		return dst, fmt.Errorf("encrypt with %s: %w", r.algorithm, err)
 	}
 	w.header = append(w.header, '}')
+	if wrapped != nil {
+		wrapped()
+	}
 
 	// The encoded header authenticates itself: it is the additional
 	// authenticated data of the content encryption.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -202,7 +203,7 @@ func TestNoTwoTokensShareASecret(t *testing.T) {
 			seen[value] = what
 		}
 		for range tokens {
-			token := string(must(r.appendToken(nil, signedToken(100), w)))
+			token := string(must(r.appendToken(nil, signedToken(100), w, nil)))
 			parts := strings.Split(token, ".")
 			once("IV", parts[2])
 			once("ciphertext", parts[3])
@@ -246,7 +247,7 @@ func TestWorkspaceKeepsNoKeys(t *testing.T) {
 	for _, c := range combinations(t, oneOfEach...) {
 		w := &workspace{entropy: systemEntropy{}}
 		jws := signedToken(943)
-		must(c.recipient(t).appendToken(nil, jws, w))
+		must(c.recipient(t).appendToken(nil, jws, w, nil))
 		cek := bytes.Clone(w.cek)
 		w.release()
 		for _, buffer := range [][]byte{w.random[:], w.private[:], w.shared[:], w.kek[:]} {
@@ -295,6 +296,53 @@ func TestRecipientServesManyGoroutines(t *testing.T) {
 			if got := open(t, token, c.private, c.alg, c.enc); !bytes.Equal(got, signedToken(100+i)) {
 				t.Errorf("%s: goroutine %d's token opens to %q", c, i, got)
 			}
+		}
+	}
+}
+
+// TestStagesAreTold: once for each token, between its two halves.
+func TestStagesAreTold(t *testing.T) {
+	for _, c := range combinations(t, oneOfEach...) {
+		r := c.recipient(t)
+		told := 0
+		token, err := r.EncryptStaged(signedToken(943), func() { told++ })
+		if err != nil || told != 1 {
+			t.Fatalf("%s: told %d times, %v; want once", c, told, err)
+		}
+		if got := open(t, token, c.private, c.alg, c.enc); !bytes.Equal(got, signedToken(943)) {
+			t.Errorf("%s: opened to %q", c, got)
+		}
+		w := &workspace{entropy: systemEntropy{}}
+		must(r.appendToken(nil, signedToken(943), w, func() {
+			if allZero(w.cek) || len(w.header) == 0 || w.header[len(w.header)-1] != '}' {
+				t.Errorf("%s: told before the key management was done", c)
+			}
+			if len(w.sealed) != 0 {
+				t.Errorf("%s: told when the content was encrypted already", c)
+			}
+		}))
+	}
+	r := combination{alg: ECDHES, enc: A128GCM, private: testKeys.ec()["P-256"]}.recipient(t)
+	if _, err := r.EncryptStaged([]byte("claims"), func() { t.Error("told of what was not signed") }); !errors.Is(err, ErrNotSigned) {
+		t.Errorf("got %v, want ErrNotSigned", err)
+	}
+}
+
+// TestTellingOfStagesAllocatesNothing, though the function that is told holds
+// variables of its caller.
+func TestTellingOfStagesAllocatesNothing(t *testing.T) {
+	for _, c := range combinations(t, oneOfEach...) {
+		r, jws := c.recipient(t), signedToken(943)
+		plain := testing.AllocsPerRun(20, func() { must(r.Encrypt(jws)) })
+		staged := testing.AllocsPerRun(20, func() {
+			began, wrapped := time.Now(), time.Time{}
+			must(r.EncryptStaged(jws, func() { wrapped = time.Now() }))
+			if wrapped.Before(began) {
+				t.Errorf("%s: wrapped at %v, before %v", c, wrapped, began)
+			}
+		})
+		if staged > plain {
+			t.Errorf("%s: %v allocations, without being told of stages %v", c, staged, plain)
 		}
 	}
 }

@@ -199,7 +199,7 @@ func TestRFC7516AppendixATokens(t *testing.T) {
 				headerRest:    tc.header[ahead:],
 			}
 			w := &workspace{entropy: &fixedEntropy{t: t, random: slices.Concat(tc.cek, tc.iv)}}
-			got, err := r.appendToken(nil, []byte(tc.plaintext), w)
+			got, err := r.appendToken(nil, []byte(tc.plaintext), w, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -221,7 +221,7 @@ func TestRFC7516AppendixA2KeyReadsPKCS1(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := &workspace{entropy: systemEntropy{}}
-	token := string(must(r.appendToken(nil, signedToken(100), w)))
+	token := string(must(r.appendToken(nil, signedToken(100), w, nil)))
 	c := new(big.Int).SetBytes(unbase64(t, strings.Split(token, ".")[1]))
 	message := c.Exp(c, d, n).FillBytes(make([]byte, 256))
 	padding, cek, found := bytes.Cut(message[2:], []byte{0})
@@ -353,7 +353,7 @@ func TestRFC7520Examples(t *testing.T) {
 				fixed.key = ecdhKey(t, epk)
 			}
 			w := &workspace{entropy: fixed}
-			token := string(must(r.appendToken(nil, []byte(example.Input.Plaintext), w)))
+			token := string(must(r.appendToken(nil, []byte(example.Input.Plaintext), w, nil)))
 			fixed.spent()
 			if got := open(t, token, private, example.Input.Alg, example.Input.Enc); string(got) != example.Input.Plaintext {
 				t.Errorf("opened to %q", got)

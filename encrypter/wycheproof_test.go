@@ -415,7 +415,7 @@ func (v vector) makeAgain(t *testing.T, plaintext []byte) string {
 		w.header = append(w.header[:0], bytes.TrimSuffix(v.headerText, []byte("}"))...)
 		return encryptedKey, err
 	}}
-	token, err := r.appendToken(nil, plaintext, &workspace{entropy: fixed})
+	token, err := r.appendToken(nil, plaintext, &workspace{entropy: fixed}, nil)
 	if err != nil {
 		t.Fatalf("%s: %v", alg.name, err)
 	}

@@ -24,6 +24,9 @@ import (
 
 // Observer is told of every call.
 type Observer interface {
+	// Begun is told that a call of a method has begun, for which RPC is told when
+	// it ends.
+	Begun(method string)
 	// RPC is told a call's method, gRPC code, error reason (empty if it went
 	// well) and duration.
 	RPC(method, code, reason string, took time.Duration)
@@ -40,11 +43,13 @@ const pushback = "grpc-retry-pushback-ms"
 // interceptors is what every call passes through, from the outside in.
 func (s *Server) interceptors() (unary []grpc.UnaryServerInterceptor, stream []grpc.StreamServerInterceptor) {
 	return []grpc.UnaryServerInterceptor{
+			s.traceUnary,
 			s.observeUnary,
 			s.recoverUnary,
 			s.identifyUnary,
 			s.boundUnary,
 		}, []grpc.StreamServerInterceptor{
+			s.traceStream,
 			s.observeStream,
 			s.recoverStream,
 			s.identifyStream,
@@ -55,6 +60,7 @@ func (s *Server) interceptors() (unary []grpc.UnaryServerInterceptor, stream []g
 // what the caller is not told.
 func (s *Server) observeUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	began := time.Now()
+	s.cfg.Observer.Begun(info.FullMethod)
 	res, err := next(ctx, req)
 	err = s.finish(ctx, info.FullMethod, began, err, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
 	return res, err
@@ -62,6 +68,7 @@ func (s *Server) observeUnary(ctx context.Context, req any, info *grpc.UnaryServ
 
 func (s *Server) observeStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	began := time.Now()
+	s.cfg.Observer.Begun(info.FullMethod)
 	err := next(srv, stream)
 	return s.finish(stream.Context(), info.FullMethod, began, err, stream.SetTrailer)
 }
@@ -190,6 +197,9 @@ func (s *Server) identify(ctx context.Context, method string) (context.Context, 
 			s.log.ErrorContext(ctx, "denial not audited", "rpc", method, "error", failed)
 		}
 		return nil, err
+	}
+	if s.cfg.Tracer != nil {
+		s.cfg.Tracer.Caller(ctx, caller)
 	}
 	return context.WithValue(ctx, callKey{}, call{rpc: method, caller: caller, until: until}), nil
 }

@@ -88,6 +88,8 @@ func (o *observer) Panic() {
 
 func (o *observer) HandshakeFailed() {}
 
+func (o *observer) Begun(string) {}
+
 // serve runs a Server in development on a connection in memory.
 func serve(t *testing.T, s sealer, log *slog.Logger) (bullav1.TokenServiceClient, *observer) {
 	t.Helper()

@@ -75,6 +75,8 @@ type Config struct {
 	Observer Observer
 	// Replica is what StatusService tells beside the issuers and their keys.
 	Replica Replica
+	// Tracer makes spans of calls. Default: none.
+	Tracer Tracer
 	// Logger gets what callers are not told. Default: none.
 	Logger *slog.Logger
 }

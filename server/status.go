@@ -146,8 +146,10 @@ func lookUp(err error) row {
 
 // Reason is the name of an error's reason in the API, or that of its gRPC code
 // where it has none.
-func Reason(err error) string {
-	r := lookUp(err)
+func Reason(err error) string { return lookUp(err).name() }
+
+// name is that of the reason, or of the code where there is none.
+func (r row) name() string {
 	if r.reason == none {
 		return r.code.String()
 	}

@@ -32,6 +32,9 @@ const (
 	AccessToken TokenKind = "ACCESS_TOKEN"
 )
 
+// TokenKinds lists all kinds, by name.
+func TokenKinds() []TokenKind { return slices.Sorted(maps.Keys(kinds)) }
+
 // Errors about a kind of token.
 var (
 	// ErrKindUnsupported: this version makes no tokens of the kind asked for.

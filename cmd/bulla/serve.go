@@ -28,6 +28,7 @@ import (
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/server/seal"
 	"github.com/bulla-project/bulla/server/telemetry"
+	"github.com/bulla-project/bulla/server/telemetry/trace"
 	"github.com/bulla-project/bulla/server/watch"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
@@ -44,7 +45,7 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			log := slog.New(trace.LogHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
 			return serve(cmd.Context(), cfg, log, listenTCP, func(addresses) {})
 		},
 	}
@@ -93,6 +94,12 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
+
+	spans, err := openTracing(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer spans.shutdown(context.WithoutCancel(ctx)) // unless it was before
 
 	auditLog, err := audit.Open(ctx, auditConfig(cfg, log))
 	if err != nil {
@@ -158,7 +165,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
-	cache, err = keycache.New(keycacheConfig(cfg, store, fetcher, keeper, watches.KeySetChanged, log))
+	cache, err = keycache.New(keycacheConfig(cfg, store, fetcher, keeper, watches.KeySetChanged, metrics.Fetched, log))
 	if err != nil {
 		return err
 	}
@@ -166,18 +173,18 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 
 	sealer, err := seal.New(seal.Config{
 		Issuers: issuers, Authorizer: grants, Recipients: cache, Keys: keys,
-		Auditor: auditLog, Observer: metrics, Reason: server.Reason, Logger: log,
+		Auditor: auditLog, Observer: spans.tokens(metrics), Reason: server.Reason, Logger: log,
 	})
 	if err != nil {
 		return err
 	}
-	looking := newStoreWatch(store, log)
+	looking, answering := newStoreWatch(store, log), newBackendWatch(backends, log)
 	api, err := server.New(server.Config{
 		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
 		Issuers: issuers, Sealer: sealer, Authorizer: grants, Store: store,
 		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog, Watches: watches,
-		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Logger: log,
-		Replica: replica(cfg, backends, issuers, keys, store, looking, cache, sealer),
+		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Tracer: spans.calls(), Logger: log,
+		Replica: replica(cfg, backends, answering, store, looking, cache, sealer),
 	})
 	if err != nil {
 		return err
@@ -188,7 +195,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err := registerStats(metrics, backends, store, looking, cache, auditLog, issuers, keys); err != nil {
 		return err
 	}
-	if err := hangup.reload.register(metrics); err != nil {
+	if err := errors.Join(registerService(metrics, cfg, answering, issuers, keys), spans.register(metrics), hangup.reload.register(metrics)); err != nil {
 		return err
 	}
 
@@ -200,7 +207,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	follow := func(ctx context.Context) error {
 		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache, watches}, keys: keys})
 	}
-	for _, part := range []func(context.Context) error{follow, looking.run, keys.Run, cache.Run, api.Run, hangup.run} {
+	for _, part := range []func(context.Context) error{follow, looking.run, answering.run, keys.Run, cache.Run, api.Run, hangup.run} {
 		group.Go(func() error { return part(background) })
 	}
 	group.Go(func() error {
@@ -228,6 +235,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	api.Shutdown(draining)
 	web.Shutdown(draining)
 	ops.Shutdown(draining)
+	spans.shutdown(draining)
 	stop()
 	return group.Wait()
 }

@@ -235,9 +235,9 @@ func limitConfig(cfg *config.Config) limit.Config {
 	}
 }
 
-func keycacheConfig(cfg *config.Config, store *openedStore, fetcher keycache.Fetcher, keeper keycache.Secrets, changed func(uri string), log *slog.Logger) keycache.Config {
+func keycacheConfig(cfg *config.Config, store *openedStore, fetcher keycache.Fetcher, keeper keycache.Secrets, changed func(uri string), fetched func(keycache.Fetched, time.Duration), log *slog.Logger) keycache.Config {
 	c := keycache.Config{
-		Store: store, Fetcher: fetcher, Secrets: keeper, KeySetChanged: changed, Logger: log,
+		Store: store, Fetcher: fetcher, Secrets: keeper, KeySetChanged: changed, Fetched: fetched, Logger: log,
 		MaxMemory: int64(cfg.Cache.Memory), Leases: store.Leases(), MaxLag: cfg.Store.MaxLag,
 		Limits:     jwks.Limits{MaxRSABits: longestRSA(cfg)},
 		MinRSABits: ofIssuer(cfg, func(i config.Issuer) int { return i.Policy.MinRSABits }),

@@ -39,7 +39,8 @@ type Host struct {
 	mu      sync.Mutex // guards what follows
 	answers map[string]Answer
 	hits    map[string]int
-	server  *http.Server // nil while the host is down
+	headers map[string]http.Header // of the last request for a path
+	server  *http.Server           // nil while the host is down
 }
 
 // NewHost starts a host; it ends with the test.
@@ -47,7 +48,7 @@ func NewHost(t testing.TB, ca *CA) *Host {
 	t.Helper()
 	h := &Host{
 		CA: ca, leaf: ca.Issue(t, LeafConfig{IPs: []net.IP{net.ParseIP(HostAddress)}, DNSNames: []string{"localhost"}}),
-		answers: make(map[string]Answer), hits: make(map[string]int), address: net.JoinHostPort(HostAddress, "0"),
+		answers: make(map[string]Answer), hits: make(map[string]int), headers: make(map[string]http.Header), address: net.JoinHostPort(HostAddress, "0"),
 	}
 	h.Up(t)
 	t.Cleanup(h.Down)
@@ -123,10 +124,18 @@ func (h *Host) Hits(path string) int {
 	return h.hits[path]
 }
 
+// Header is that of the last request for a path.
+func (h *Host) Header(path string) http.Header {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.headers[path]
+}
+
 func (h *Host) serve(w http.ResponseWriter, r *http.Request) {
 	h.mu.Lock()
 	a, ok := h.answers[r.URL.Path]
 	h.hits[r.URL.Path]++
+	h.headers[r.URL.Path] = r.Header.Clone()
 	h.mu.Unlock()
 	if !ok {
 		http.NotFound(w, r)

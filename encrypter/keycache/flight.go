@@ -261,8 +261,9 @@ func (r *round) get(before *setState, t *text, must bool) (*setState, *text, err
 	r.asked = true
 	// A set is as old as the question: the host may have looked at its keys as
 	// soon as it was asked, however long the answer took.
-	asked := wallClock()
+	asked, began := wallClock(), time.Now()
 	res, set, doc, err := r.ask(before, t, must)
+	r.tell(before.set, set, err, time.Since(began))
 	if err != nil {
 		after, err := r.failed(before, wallClock(), err)
 		if after != nil && r.why == forced {

@@ -143,6 +143,9 @@ type Config struct {
 	// trouble began or ended, or the set became stale, fresh or expired. It is
 	// called without any lock, and must not wait. Default: none.
 	KeySetChanged func(uri string)
+	// Fetched is told what came of each fetch and how long it took. It must not
+	// wait. Default: none.
+	Fetched func(what Fetched, took time.Duration)
 	// Logger gets the truth about failed fetches. Default: none.
 	Logger *slog.Logger
 }
@@ -190,6 +193,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Fetched == nil {
+		c.Fetched = func(Fetched, time.Duration) {}
 	}
 	p := c.Policy
 	if p.MinRefresh > p.DefaultRefresh || p.DefaultRefresh > p.MaxRefresh {

@@ -30,6 +30,9 @@ var rules = []rule{
 	{"go.etcd.io/bbolt", []string{"store/bolt"}},
 	{"github.com/jackc/pgx/...", []string{"store/postgres"}},
 	{"github.com/prometheus/...", []string{"server/telemetry", "cmd", "internal/bench"}},
+	{"go.opentelemetry.io/otel/...", []string{"server/telemetry/trace"}},
+	{"go.opentelemetry.io/otel", []string{"server/telemetry/trace"}},
+	{"go.opentelemetry.io/proto/...", []string{"server/telemetry/trace/tracetest"}},
 	{"github.com/spf13/...", []string{"cmd"}},
 	{module + "server/...", []string{"server", "cmd", "internal/bench"}},
 	{module + "server", []string{"cmd", "internal/bench"}},
@@ -46,7 +49,7 @@ var rules = []rule{
 	// metadata and secrets: for its table of algorithms.
 	{module + "kms", []string{"kms", "signer", "server", "cmd", "store", "e2e", "internal/bench", "encrypter/metadata", "encrypter/secrets"}},
 	{module + "proto/...", []string{"proto", "server", "client", "cmd", "e2e", "internal/bench"}},
-	{"testing", []string{"kms/kmstest", "kms/pkcs11/softhsmtest", "kms/pkcs11/nsstest", "kms/pkcs11/tpmtest", "kms/pkcs11/faultymodule", "kms/awskms/awstest", "store/storetest", "store/postgres/pgtest", "interop", "e2e"}},
+	{"testing", []string{"kms/kmstest", "kms/pkcs11/softhsmtest", "kms/pkcs11/nsstest", "kms/pkcs11/tpmtest", "kms/pkcs11/faultymodule", "kms/awskms/awstest", "store/storetest", "store/postgres/pgtest", "server/telemetry/trace/tracetest", "interop", "e2e"}},
 }
 
 type pkg struct {

@@ -98,7 +98,8 @@ func TestMinimalConfigGetsTheDefaults(t *testing.T) {
 		Store: Store{Bolt: Bolt{Path: in(t, "bulla.db")}, MaxLag: 15 * time.Minute},
 
 		StateDir: in(t, "."), Cache: Cache{Memory: 160 << 20},
-		Limits: Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5},
+		Limits:  Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5},
+		Tracing: Tracing{Sample: 0.01},
 
 		Audit: Audit{Path: in(t, "audit.log"), Sync: "group", OnFailure: "deny"},
 		Backends: map[string]Backend{"hsm": {PKCS11: &PKCS11{
@@ -134,7 +135,8 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 		Store: Store{Bolt: Bolt{Path: in(t, "data/registry.db")}, MaxLag: 5 * time.Minute},
 
 		StateDir: in(t, "state"), Cache: Cache{Memory: 1 << 30},
-		Limits: Limits{Registrations: 1000, FirstFetches: 20, FirstFetchesPerHost: 1},
+		Limits:  Limits{Registrations: 1000, FirstFetches: 20, FirstFetchesPerHost: 1},
+		Tracing: Tracing{Endpoint: "otel-collector.example.com:4317", CAFile: in(t, "collector-ca.crt"), Sample: 0.5},
 
 		Audit: Audit{Path: "-", Sync: "group", OnFailure: "continue"},
 		Backends: map[string]Backend{

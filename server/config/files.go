@@ -31,6 +31,9 @@ func (c *Config) CheckFiles() (problems, warnings Problems) {
 	if c.Fetch.CAFile != "" {
 		f.read("fetch.ca_file", c.Fetch.CAFile)
 	}
+	if c.Tracing.CAFile != "" {
+		f.read("tracing.ca_file", c.Tracing.CAFile)
+	}
 	if p := c.Store.Postgres; p != nil {
 		f.secret("store.postgres.dsn_file", p.DSNFile)
 		if p.ListenDSNFile != "" {

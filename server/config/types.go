@@ -49,6 +49,8 @@ type Config struct {
 	Cache Cache `yaml:"cache"`
 	// Limits bound the work that callers may cause at hosts of others.
 	Limits Limits `yaml:"limits"`
+	// Tracing says where traces go.
+	Tracing Tracing `yaml:"tracing"`
 	// Grants say who may do what. Default: none, so that nobody may do
 	// anything, except in development without TLS, where grants are not used.
 	Grants []Grant `yaml:"grants"`
@@ -174,17 +176,6 @@ type Backend struct {
 	PKCS11 *PKCS11 `yaml:"pkcs11"`
 	AWSKMS *AWSKMS `yaml:"awskms"`
 	Local  *Local  `yaml:"local"` // in development only
-}
-
-// Kind is the name of the field that is set.
-func (b *Backend) Kind() string {
-	switch {
-	case b.PKCS11 != nil:
-		return "pkcs11"
-	case b.AWSKMS != nil:
-		return "awskms"
-	}
-	return "local"
 }
 
 // PKCS11 is a token of an HSM.

@@ -33,6 +33,7 @@ func validate(c *Config, d *decoder) {
 	v.fetch()
 	v.cache()
 	v.limits()
+	v.tracing()
 	v.issuers()
 	v.keysAreBoundOnce()
 	v.grants()

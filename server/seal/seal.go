@@ -8,7 +8,8 @@
 //	prepare     the claims, checked and completed, and held against the claim
 //	            policy of the caller's grants
 //	sign        by the issuer's active key, and verified
-//	encrypt     to the client
+//	wrap        a content encryption key for the client (RSA, key agreement)
+//	encrypt     the signed token with that key
 //	audit       one line, written before the token is handed out
 //
 // A denial and a failure leave a line as well. An audit log that cannot be
@@ -74,8 +75,8 @@ type Auditor interface {
 	Record(ctx context.Context, e audit.Event) error
 }
 
-// Observer is told of each stage of a token that is done, and of each token that
-// was made with a legacy algorithm.
+// Observer is told of each stage of a token that is done, or that failed, and of
+// each token that was made with a legacy algorithm. It may be a Tracker too.
 type Observer interface {
 	Stage(ctx context.Context, t Timing)
 	Legacy(issuer, alg, enc string)
@@ -89,19 +90,22 @@ const (
 	StageRecipient Stage = "recipient"
 	StagePrepare   Stage = "prepare"
 	StageSign      Stage = "sign"
+	StageWrap      Stage = "wrap"
 	StageEncrypt   Stage = "encrypt"
 	StageAudit     Stage = "audit"
 )
 
 // Timing is when a stage was and how long it took. Backend and Algorithm are
 // empty where the stage has none: Backend is that which signed, Algorithm the
-// JWS alg, or the JWE alg of StageEncrypt.
+// JWS alg, the JWE alg of StageWrap, or the enc of StageEncrypt.
 type Timing struct {
 	Stage     Stage
 	Backend   string
 	Algorithm string
 	Began     time.Time
 	Took      time.Duration
+	// Reason is why the stage failed, by Config.Reason; empty if it went well.
+	Reason string
 }
 
 // Config is what a Sealer is made of. All fields but Logger are required.
@@ -121,6 +125,7 @@ type Config struct {
 // Sealer issues tokens.
 type Sealer struct {
 	cfg       Config
+	tracker   Tracker // nil for none
 	legacyLog rate.Sometimes
 
 	issued, refused atomic.Uint64
@@ -139,7 +144,8 @@ func New(cfg Config) (*Sealer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Sealer{cfg: cfg, legacyLog: rate.Sometimes{First: 1, Interval: time.Second}}, nil
+	tracker, _ := cfg.Observer.(Tracker)
+	return &Sealer{cfg: cfg, tracker: tracker, legacyLog: rate.Sometimes{First: 1, Interval: time.Second}}, nil
 }
 
 // Request asks for one token.
@@ -208,21 +214,28 @@ type token struct {
 	result     Result
 }
 
-// issue walks the way, and puts on record how it ended.
-func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permission, step func(context.Context, *token) error) (_ *Result, err error) {
-	defer func() {
-		if err == nil {
-			s.issued.Add(1)
-		} else {
-			s.refused.Add(1)
-		}
-	}()
+// issue walks the way, tells of it and counts it.
+func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permission, step func(context.Context, *token) error) (*Result, error) {
 	t := &token{Request: req, permission: permission}
+	ctx = s.begin(ctx)
+	result, err := s.walk(ctx, t, step)
+	s.end(ctx, t, err)
+	if err == nil {
+		s.issued.Add(1)
+	} else {
+		s.refused.Add(1)
+	}
+	return result, err
+}
+
+// walk walks the way, and puts on record how it ended.
+func (s *Sealer) walk(ctx context.Context, t *token, step func(context.Context, *token) error) (*Result, error) {
+	req, permission := &t.Request, t.permission
 	t.event = audit.Event{
 		RPC: req.RPC, Caller: req.Caller, Permission: string(permission),
 		Issuer: req.Issuer, ClientID: req.ClientID, TokenKind: string(req.Kind),
 	}
-	err = s.authorize(t)
+	err := s.authorize(t)
 	if err != nil {
 		t.event.Outcome = audit.Denied
 	} else if err = step(ctx, t); err != nil {
@@ -238,7 +251,9 @@ func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permis
 		t.event.Reason = s.cfg.Reason(err)
 	}
 	began := time.Now()
-	if failed := s.cfg.Auditor.Record(ctx, t.event); failed != nil {
+	failed := s.cfg.Auditor.Record(ctx, t.event)
+	s.stage(ctx, Timing{Stage: StageAudit, Began: began}, failed)
+	if failed != nil {
 		if err != nil {
 			// The caller learns why its call failed; that the log failed too
 			// is the operator's concern, who hears of it from the log itself.
@@ -246,7 +261,6 @@ func (s *Sealer) issue(ctx context.Context, req Request, permission authz.Permis
 		}
 		return nil, failed
 	}
-	s.cfg.Observer.Stage(ctx, Timing{Stage: StageAudit, Began: began, Took: time.Since(began)})
 	if err != nil {
 		return nil, err
 	}
@@ -280,10 +294,10 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	}
 	began := time.Now()
 	to, err := s.cfg.Recipients.Recipient(ctx, t.issuer.Name(), t.ClientID, registry.TokenKind(t.Kind))
+	s.stage(ctx, Timing{Stage: StageRecipient, Began: began}, err)
 	if err != nil {
 		return err
 	}
-	s.cfg.Observer.Stage(ctx, Timing{Stage: StageRecipient, Began: began, Took: time.Since(began)})
 	if to.Recipient == nil {
 		return fmt.Errorf("%w: its registration names no encryption algorithm for %s; register one, or ask Sign for a signed token", keycache.ErrNoSetting, t.Kind)
 	}
@@ -296,12 +310,10 @@ func (s *Sealer) signAndEncrypt(ctx context.Context, t *token) error {
 	if err != nil {
 		return err
 	}
-	began = time.Now()
-	jwe, err := to.Encrypt(jws)
+	jwe, err := s.encrypt(ctx, to.Recipient, jws)
 	if err != nil {
 		return fmt.Errorf("encrypt: %w", err)
 	}
-	s.cfg.Observer.Stage(ctx, Timing{Stage: StageEncrypt, Algorithm: string(to.Algorithm()), Began: began, Took: time.Since(began)})
 	if to.Algorithm().Legacy() || to.ContentEncryption().Legacy() {
 		s.legacy(ctx, t, to)
 	}
@@ -375,20 +387,20 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 		Claims: t.Claims, Lifetime: t.Lifetime,
 		AccessToken: t.AccessToken, Code: t.Code, State: t.State,
 	}, alg, began)
+	if err == nil {
+		err = allowClaims(t, payload)
+	}
+	s.stage(ctx, Timing{Stage: StagePrepare, Began: began}, err)
 	if err != nil {
 		return nil, err
 	}
-	if err := allowClaims(t, payload); err != nil {
-		return nil, err
-	}
-	signing := time.Now()
-	s.cfg.Observer.Stage(ctx, Timing{Stage: StagePrepare, Began: began, Took: signing.Sub(began)})
 	backend := key.Backend()
+	began = time.Now()
 	jws, err := signer.Sign(ctx, key, payload)
+	s.stage(ctx, Timing{Stage: StageSign, Backend: backend, Algorithm: string(alg), Began: began}, err)
 	if err != nil {
 		return nil, err
 	}
-	s.cfg.Observer.Stage(ctx, Timing{Stage: StageSign, Backend: backend, Algorithm: string(alg), Began: signing, Took: time.Since(signing)})
 
 	t.result.SigningKeyID, t.result.SigningAlgorithm = key.KeyID(), alg
 	t.event.SigningKeyID, t.event.SigningAlgorithm = key.KeyID(), string(alg)
