@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/tools/node_modules/.bin:$(PATH)
 GO       ?= go
 CACHE    := .cache
 LINT     := $(CACHE)/bin/golangci-lint
+VULNCHECK := $(CACHE)/bin/govulncheck
 NPM_TOOLS := tools/node_modules/.package-lock.json
 FUZZTIME ?= 10s
 
@@ -15,7 +16,7 @@ help: ## List the commands
 
 .PHONY: build
 build: ## Build bin/bulla
-	$(GO) build -trimpath -o bin/bulla ./cmd/bulla
+	@GO="$(GO)" REVISION="$$(git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null || true)" deploy/build.sh bin/bulla
 
 .PHONY: demo
 demo: ## Show the main job on a SoftHSM token, then keep serving
@@ -29,8 +30,22 @@ test: ## Everything: lint, unit, race, fuzz seeds, end-to-end, interop
 	@$(MAKE) --no-print-directory lint build
 	$(GO) vet ./...
 	CGO_ENABLED=0 $(GO) build -o $(CACHE)/bulla-nocgo ./cmd/bulla
+	@$(MAKE) --no-print-directory manifests vuln
 	$(GO) test -race -timeout 20m ./...
 	$(GO) test -run 'Memory|Alloc' ./encrypter/... # the race detector changes what they measure
+
+.PHONY: manifests
+manifests: build ## Hold the Kubernetes manifests to their types and to the service
+	$(GO) vet -C deploy/check ./...
+	BULLA_BINARY=$(CURDIR)/bin/bulla $(GO) test -C deploy/check ./...
+
+.PHONY: vuln
+vuln: $(VULNCHECK) ## Known vulnerabilities in what the service is built from
+	@scripts/vuln.sh $(VULNCHECK)
+
+.PHONY: sbom
+sbom: build ## Write the bill of materials of bin/bulla beside it
+	bin/bulla version --sbom > bin/bulla.cdx.json
 
 .PHONY: interop
 interop: ## Other people's JOSE libraries open every kind of token; writes docs/interop.md
@@ -70,9 +85,9 @@ bench-scale: ## Scale: a thousand, a hundred thousand and a million registered c
 	$(GO) run ./internal/bench/scale $(SCALEFLAGS)
 
 .PHONY: soak
-soak: ## The long runs: a minute of load by 32 callers, every token opened; the fault table; a fleet; a TPM; a minute of each fuzz target
+soak: ## The long runs: load, every token opened; the fault table; a fleet; a TPM; a build from nothing; a minute of each fuzz target
 	@scripts/install.sh soak
-	BULLA_SOAK=1 $(GO) test -p 1 -count=1 -timeout 60m -v -run 'TestSoak|TestFaults|TestFleet' ./e2e/... ./kms/pkcs11
+	BULLA_SOAK=1 $(GO) test -p 1 -count=1 -timeout 60m -v -run 'TestSoak|TestFaults|TestFleet|TestTwoBuilds' ./e2e/... ./kms/pkcs11 ./deploy
 	@scripts/fuzz.sh 60s
 
 .PHONY: clean
@@ -83,6 +98,10 @@ $(LINT): tools/go.mod tools/go.sum
 	@echo "building golangci-lint (a few minutes, once)"
 	@mkdir -p $(@D)
 	$(GO) build -modfile=tools/go.mod -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(VULNCHECK): tools/vuln/go.mod tools/vuln/go.sum
+	@mkdir -p $(@D)
+	$(GO) build -modfile=tools/vuln/go.mod -o $@ golang.org/x/vuln/cmd/govulncheck
 
 # What npm writes last: an installation that was cut short is made anew.
 $(NPM_TOOLS): tools/package-lock.json

@@ -25,7 +25,8 @@ import (
 type Config struct {
 	// Address is host:port of the gRPC listener. Several, separated by commas,
 	// are replicas: calls go to one after the other, and to none that is down
-	// or says that it is not ready. Required.
+	// or says that it is not ready. One name may also stand for several replicas
+	// in DNS: then it is for DNS to leave out those that are not ready. Required.
 	Address string
 	// CAFile holds the CA of the service's certificate. Empty: the system's.
 	CAFile string

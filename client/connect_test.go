@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
@@ -174,6 +176,35 @@ func TestReplicasAreCalledInTurnAndOnlyThoseThatAreReady(t *testing.T) {
 	for range 20 {
 		if got, err := issue(t, c); err != nil || got != b.address {
 			t.Fatalf("got %q, %v, want %q", got, err, b.address)
+		}
+	}
+}
+
+// TestOneNameForSeveralAddressesIsCalledInTurn, which is what the name of a
+// headless Service in Kubernetes is. A resolver of the test's own stands for DNS.
+func TestOneNameForSeveralAddressesIsCalledInTurn(t *testing.T) {
+	a, b := newReplica(t), newReplica(t)
+	dns := manual.NewBuilderWithScheme("dns")
+	dns.InitialState(resolver.State{Endpoints: []resolver.Endpoint{
+		{Addresses: []resolver.Address{{Addr: a.address}}}, {Addresses: []resolver.Address{{Addr: b.address}}},
+	}})
+	c, err := Dial(Config{Address: "localhost:8443", Plaintext: true, Options: []grpc.DialOption{grpc.WithResolvers(dns)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for deadline := time.Now().Add(30 * time.Second); a.calls.Load() == 0 || b.calls.Load() == 0; {
+		if _, err := issue(t, c); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("one had %d calls, the other %d", a.calls.Load(), b.calls.Load())
+		}
+	}
+	b.stop() // and what is left does all of it
+	for range 20 {
+		if _, err := issue(t, c); err != nil {
+			t.Errorf("with one of two gone: %v", err)
 		}
 	}
 }

@@ -27,13 +27,13 @@ func repeatable() []string {
 }
 
 // serviceConfig is gRPC's description of how calls are made: again after
-// UNAVAILABLE (gRFC A6), and where there are replicas in turn to those that are
-// ready (gRFC A17).
+// UNAVAILABLE (gRFC A6), in turn to all that the address stands for, and where
+// replicas are named to those of them that are ready (gRFC A17). A single name may
+// stand for many in DNS too, as that of a headless Service in Kubernetes does.
 func serviceConfig(attempts int, replicas bool) string {
 	type object = map[string]any
-	config := object{}
+	config := object{"loadBalancingConfig": []object{{"round_robin": object{}}}}
 	if replicas {
-		config["loadBalancingConfig"] = []object{{"round_robin": object{}}}
 		config["healthCheckConfig"] = object{"serviceName": ""}
 	}
 	if attempts > 1 {

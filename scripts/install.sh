@@ -65,6 +65,9 @@ fi
 if is test soak; then # and a pooler in front of it
 	need pgbouncer pgbouncer
 fi
+if is test soak; then # to look at the unit
+	need systemd command -v systemd-analyze
+fi
 if is test soak; then # a second vendor's PKCS#11 module
 	need libnss3 library libsoftokn3.so
 	need libnss3-tools command -v certutil

@@ -7,9 +7,13 @@ import (
 )
 
 func TestTheExampleConfigurationsAreGood(t *testing.T) {
-	files, err := filepath.Glob("../../deploy/examples/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no examples found: %v", err)
+	var files []string
+	for _, pattern := range []string{"examples/*.yaml", "kubernetes/base/bulla.yaml", "kubernetes/overlays/*/bulla.yaml"} {
+		found, err := filepath.Glob(filepath.Join("../../deploy", pattern))
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no examples found at %s: %v", pattern, err)
+		}
+		files = append(files, found...)
 	}
 	for _, file := range files {
 		var out strings.Builder

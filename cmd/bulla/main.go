@@ -52,6 +52,7 @@ func rootCommand() *cobra.Command {
 		migrateCommand(),
 		tokenCommand(),
 		statusCommand(),
+		versionCommand(),
 		workerCommandLine(),
 	)
 	return root

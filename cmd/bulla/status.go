@@ -190,7 +190,7 @@ func (f fleetStatus) replicas(w io.Writer) {
 		if !r.GetStore().GetUp() {
 			store += " DOWN"
 		}
-		row(w, r.address, release(r.GetVersion()), since(r.GetAt(), r.GetStartedAt()), state,
+		row(w, r.address, r.GetVersion(), since(r.GetAt(), r.GetStartedAt()), state,
 			fmt.Sprintf("%.1f", r.perSecond), fmt.Sprintf("%.1f", r.refusedPerSecond), strconv.FormatUint(r.GetTokensIssued(), 10),
 			store, r.GetStore().GetLag().AsDuration().Round(100*time.Millisecond).String())
 	}
@@ -312,12 +312,6 @@ func since(now, then *timestamppb.Timestamp) string {
 		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
 	}
 	return d.Round(time.Second).String()
-}
-
-// release is a version without the commit behind it.
-func release(version string) string {
-	name, _, _ := strings.Cut(version, " ")
-	return name
 }
 
 // shortened is a kid as far as it takes to tell it from others.
