@@ -39,26 +39,37 @@ type Config struct {
 	// Plaintext connects without TLS, to a loopback address only: a service in
 	// development.
 	Plaintext bool
-	// Attempts is how often a call is made, at most, while it fails with
-	// UNAVAILABLE: a replica has gone, or cannot do its work for now. It waits in
-	// between, for as long as the service asks for, within the caller's deadline;
-	// with several replicas the next attempt is another's. This concerns what may
-	// be done twice: issuing tokens (but by a stream), and reading. Whether a
-	// change was made before the connection was lost is for the caller to find
-	// out. 1 is never again, 5 the most. Default: 4.
+	// Attempts is how often a call is made, at most, while it fails in a way that
+	// passes: with UNAVAILABLE (a replica has gone, cannot do its work for now, or
+	// has too much to do), or with RESOURCE_EXHAUSTED for the reason QUOTA_EXCEEDED
+	// or SIGNING_THROTTLED. It waits in between, for as long as the service asks
+	// for, within the caller's deadline: where that is nearer, or the pause is
+	// longer than 30 s, the error is returned at once. With several replicas the
+	// next attempt is another's. This concerns what may be done twice: issuing
+	// tokens (by a raw stream it is the caller's affair; a Stream does it), and
+	// reading. Whether a change was made before the connection was lost is for the
+	// caller to find out. 1 is never again, 5 the most. Default: 4.
 	Attempts int
 	// Options are added to those of the connection, such as a stats.Handler for
 	// telemetry. Default: none.
 	Options []grpc.DialOption
 }
 
-// maxAttempts is gRPC's own bound.
-const maxAttempts = 5
+// maxAttempts is as many as gRPC itself would make.
+const (
+	maxAttempts     = 5
+	defaultAttempts = 4
+)
+
+// maxReply is the largest reply that is received: a batch of 3 MiB of claims
+// becomes nearly 6 MiB of tokens.
+const maxReply = 8 << 20
 
 // Client calls the service. It is safe for concurrent use; one is enough for a
 // process.
 type Client struct {
-	conn *grpc.ClientConn
+	conn    *grpc.ClientConn
+	repeats repeats
 
 	// Tokens, ClientKeys, SigningKeys and Status are the services of the API.
 	Tokens      bullav1.TokenServiceClient
@@ -82,13 +93,22 @@ func Dial(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	options = append(options, grpc.WithTransportCredentials(creds), grpc.WithKeepaliveParams(alive))
+	again := repeats{attempts: cfg.Attempts, methods: repeatable()}
+	switch {
+	case cfg.Attempts == 0:
+		again.attempts = defaultAttempts
+	case cfg.Attempts < 1 || cfg.Attempts > maxAttempts:
+		return nil, fmt.Errorf("%d attempts: write 1 to %d, or 0 for the default", cfg.Attempts, maxAttempts)
+	}
+	options = append(options, grpc.WithTransportCredentials(creds), grpc.WithKeepaliveParams(alive),
+		grpc.WithChainUnaryInterceptor(again.unary), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)))
 	conn, err := grpc.NewClient(target, append(options, cfg.Options...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Address, err)
 	}
 	return &Client{
 		conn:        conn,
+		repeats:     again,
 		Tokens:      bullav1.NewTokenServiceClient(conn),
 		ClientKeys:  bullav1.NewClientKeyServiceClient(conn),
 		SigningKeys: bullav1.NewSigningKeyServiceClient(conn),
@@ -117,20 +137,13 @@ func (cfg Config) addresses() (addresses, hosts []string, err error) {
 	return addresses, hosts, nil
 }
 
-// target is what gRPC connects to, and how calls are spread and made again.
+// target is what gRPC connects to, and how calls are spread.
 func (cfg Config) target() (string, []grpc.DialOption, error) {
-	attempts := cfg.Attempts
-	if attempts == 0 {
-		attempts = 4
-	}
-	if attempts < 1 || attempts > maxAttempts {
-		return "", nil, fmt.Errorf("%d attempts: write 1 to %d, or 0 for the default", cfg.Attempts, maxAttempts)
-	}
 	addresses, hosts, err := cfg.addresses()
 	if err != nil {
 		return "", nil, err
 	}
-	options := []grpc.DialOption{grpc.WithDefaultServiceConfig(serviceConfig(attempts, len(addresses) > 1))}
+	options := []grpc.DialOption{grpc.WithDefaultServiceConfig(serviceConfig(len(addresses) > 1))}
 	if len(addresses) == 1 {
 		return "dns:///" + cfg.Address, options, nil
 	}

@@ -31,7 +31,10 @@ type replica struct {
 	calls   atomic.Int32
 	failing atomic.Int32 // how many calls more fail
 	code    codes.Code
-	wait    string // milliseconds that a failed call asks for
+	wait    string                                                                                                 // milliseconds that a failed call asks for
+	failure error                                                                                                  // of failed calls; nil for one of code
+	makes   func(ctx context.Context, req *bullav1.SignAndEncryptRequest) (*bullav1.SignAndEncryptResponse, error) // tokens of batches and streams
+	streams atomic.Int32
 }
 
 func newReplica(t *testing.T) *replica {
@@ -61,6 +64,9 @@ func (r *replica) call(ctx context.Context) error {
 		if err := grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", r.wait)); err != nil {
 			return err
 		}
+	}
+	if r.failure != nil {
+		return r.failure
 	}
 	return status.Error(r.code, "not now")
 }

@@ -1,6 +1,11 @@
-// Package client is the Go side of those who use Bulla. What stands here is the
-// half of the relying party, the OAuth client that a token is for: it opens
-// the token.
+// Package client is the Go side of those who use Bulla. It has two halves: that of
+// the identity backend, which calls the service, and that of the relying party,
+// the OAuth client that a token is for, which opens the token.
+//
+// [Dial] connects to a service, or to all its replicas in turn, and makes again
+// what failed in a way that passes and does no harm when done twice ([Config]
+// says what). Tokens are issued one by one ([Client].Tokens), in lists
+// ([Client.SignAndEncryptAll]), or over a [Stream].
 //
 // A token of Bulla is a nested JWT (RFC 7519, section 5.2): claims signed by the
 // issuer (JWS, RFC 7515), and the signed whole encrypted to one client (JWE,

@@ -1,13 +1,58 @@
 package client_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log"
 	"os"
 
 	"github.com/bulla-project/bulla/client"
+	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
+
+// An identity backend issues tokens for a list of clients.
+func ExampleClient_SignAndEncryptAll() {
+	service, err := client.Dial(client.Config{
+		Address: "bulla-1:8443,bulla-2:8443", CAFile: "ca.crt", CertFile: "idp.crt", KeyFile: "idp.key",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer service.Close()
+	var requests []*bullav1.SignAndEncryptRequest
+	for _, clientID := range []string{"app-1", "app-2"} {
+		requests = append(requests, &bullav1.SignAndEncryptRequest{
+			ClientId: clientID, TokenKind: bullav1.TokenKind_TOKEN_KIND_LOGOUT_TOKEN, Claims: []byte(`{"sub":"alice"}`),
+		})
+	}
+	for i, r := range service.SignAndEncryptAll(context.Background(), requests) {
+		if r.Err != nil {
+			log.Printf("%s: %v", requests[i].GetClientId(), r.Err)
+			continue
+		}
+		fmt.Println(r.Reply.GetToken())
+	}
+}
+
+// A login page issues a token for each of its users, over one stream.
+func ExampleStream() {
+	service, err := client.Dial(client.Config{Address: "bulla:8443", CAFile: "ca.crt", CertFile: "idp.crt", KeyFile: "idp.key"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer service.Close()
+	stream := service.NewStream(client.StreamConfig{})
+	defer stream.Close()
+
+	// As often as is needed, from as many goroutines as there are.
+	res, err := stream.SignAndEncrypt(context.Background(), &bullav1.SignAndEncryptRequest{ClientId: "app-1", Claims: []byte(`{"sub":"alice"}`)})
+	if err != nil {
+		log.Print(err)
+		return
+	}
+	fmt.Println(res.GetToken())
+}
 
 // A relying party opens an ID token.
 func ExampleOpener_Open() {

@@ -5,6 +5,11 @@
 // of server/seal. What it does decide is the order in which a client's
 // registration is checked, authorized, put on record and stored.
 //
+// Batches and streams are many single calls in one: each item goes the same way,
+// fails alone, and is counted and logged as a call is. What is theirs is how many
+// are made at once, how much is read ahead, and how they end (batch.go,
+// stream.go).
+//
 // status.go holds the one table from errors to gRPC statuses, interceptors.go
 // the one list of what every call passes through.
 package server

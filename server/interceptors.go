@@ -30,6 +30,8 @@ type Observer interface {
 	// RPC is told a call's method, gRPC code, error reason (empty if it went
 	// well) and duration.
 	RPC(method, code, reason string, took time.Duration)
+	// Item is told the same of each token of a batch or a stream.
+	Item(method, code, reason string)
 	// Panic counts a panic that was caught.
 	Panic()
 	// HandshakeFailed counts a caller that was turned away by TLS.

@@ -17,10 +17,6 @@ import (
 // errInvalid: a field of the request is wrong. The error is an *invalidError.
 var errInvalid = errors.New("invalid request")
 
-// errUnimplemented: the request asks for something that this version of the
-// service does not do. The text says what.
-var errUnimplemented = errors.New("not available in this version")
-
 // invalidError is everything that is wrong with a request's fields.
 type invalidError struct{ violations []violation }
 

@@ -89,6 +89,7 @@ type Server struct {
 	health *health.Server
 
 	stopping atomic.Bool // from Shutdown on
+	streams  *streams    // of tokens; Shutdown ends them
 	// watching ends the health watches: by endWatches, in Shutdown.
 	watching   context.Context //nolint:containedctx // it is the life of the server
 	endWatches context.CancelFunc
@@ -113,7 +114,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer()}
+	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), streams: newStreams()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -134,7 +135,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	)
-	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer})
+	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer, streams: s.streams, server: s})
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
 		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, watches: cfg.Watches, generating: make(chan struct{}, maxGenerating),
@@ -226,6 +227,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 	s.stopping.Store(true)
 	s.health.Shutdown()
 	s.cfg.Watches.Close()
+	s.streams.close()
 	leave := time.AfterFunc(watchersLeave, s.endWatches)
 	defer leave.Stop()
 	defer s.endWatches()

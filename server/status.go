@@ -49,7 +49,6 @@ var table = []row{
 	{registry.ErrInvalid, codes.InvalidArgument, none, ""},
 	{metadata.ErrInvalid, codes.InvalidArgument, none, ""},
 	{secrets.ErrSecret, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_KEY_REJECTED, ""},
-	{errUnimplemented, codes.Unimplemented, none, ""},
 
 	{authz.ErrNoIdentity, codes.Unauthenticated, bullav1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN, ""},
 	{authz.ErrCallerUnknown, codes.Unauthenticated, bullav1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN, ""},
@@ -122,6 +121,10 @@ var table = []row{
 	{signer.ErrFault, codes.Internal, bullav1.ErrorReason_ERROR_REASON_SIGNING_FAULT,
 		"the signing backend returned a signature that does not verify: it was not released"},
 
+	{errStopping, codes.Unavailable, none,
+		"this replica is stopping: what it read is answered; send the others to another one"},
+	{errNotBegun, codes.DeadlineExceeded, none,
+		"the deadline came before this item was begun, and nothing was made: ask for it again, with fewer items or with more time"},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, none, "the deadline has passed"},
 	{context.Canceled, codes.Canceled, none, "the call was canceled"},
 }
@@ -175,6 +178,8 @@ func retryAfter(err error, code codes.Code) (pause time.Duration, ok bool) {
 		return limitErr.RetryAfter, true
 	case errors.As(err, &quotaErr):
 		return quotaErr.RetryAfter, true
+	case errors.Is(err, errStopping):
+		return 0, true // another replica is there at once
 	}
 	return time.Second, true
 }

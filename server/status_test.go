@@ -134,7 +134,8 @@ func TestErrorsBecomeTheirReasons(t *testing.T) {
 		{&limit.ExceededError{What: "too fast"}, "QUOTA_EXCEEDED", true},
 		{keycache.ErrNotRefreshable, "KEY_SOURCE_NOT_REFRESHABLE", true},
 		{signer.ErrKindUnsupported, "Unimplemented", true},
-		{errUnimplemented, "Unimplemented", true},
+		{errStopping, "Unavailable", false},
+		{errNotBegun, "DeadlineExceeded", false},
 	} {
 		if got := Reason(test.err); got != test.reason {
 			t.Errorf("%v: reason %s, want %s", test.err, got, test.reason)

@@ -2,10 +2,8 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -24,7 +22,9 @@ type Sealer interface {
 // tokenService is TokenService.
 type tokenService struct {
 	bullav1.UnsafeTokenServiceServer
-	sealer Sealer
+	sealer  Sealer
+	streams *streams
+	server  *Server // what items of a batch or a stream pass through, as calls do
 }
 
 var _ bullav1.TokenServiceServer = (*tokenService)(nil)
@@ -80,14 +80,6 @@ func (s *tokenService) Sign(ctx context.Context, req *bullav1.SignRequest) (*bul
 		SigningAlgorithm: string(result.SigningAlgorithm),
 		RegistryStale:    result.RegistryStale,
 	}, nil
-}
-
-func (s *tokenService) BatchSignAndEncrypt(context.Context, *bullav1.BatchSignAndEncryptRequest) (*bullav1.BatchSignAndEncryptResponse, error) {
-	return nil, fmt.Errorf("%w: BatchSignAndEncrypt; call SignAndEncrypt for each token", errUnimplemented)
-}
-
-func (s *tokenService) StreamSignAndEncrypt(grpc.BidiStreamingServer[bullav1.StreamSignAndEncryptRequest, bullav1.StreamSignAndEncryptResponse]) error {
-	return fmt.Errorf("%w: StreamSignAndEncrypt; call SignAndEncrypt for each token", errUnimplemented)
 }
 
 // sealRequest checks the form of a request. Whether its claims can become a

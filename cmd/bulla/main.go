@@ -53,6 +53,7 @@ func rootCommand() *cobra.Command {
 		tokenCommand(),
 		statusCommand(),
 		versionCommand(),
+		benchCommand(),
 		workerCommandLine(),
 	)
 	return root

@@ -231,7 +231,7 @@ func (f fleetStatus) keys(w io.Writer) {
 			if l.key.GetIssuer() != name {
 				continue
 			}
-			row(w, name, of(signs[name], len(asked)), shortened(l.key.GetKeyId()), l.key.GetAlgorithm(),
+			row(w, name, of(signs[name], len(asked)), shortened(l.key.GetKeyId(), 13), l.key.GetAlgorithm(),
 				strings.TrimPrefix(l.key.GetState().String(), "SIGNING_KEY_STATE_"), of(l.works, len(asked)),
 				since(l.at, l.key.GetPublishAt()), nextChange(l.key, l.at), strings.Join(l.key.GetBackends(), ","))
 			shown = true
@@ -312,15 +312,6 @@ func since(now, then *timestamppb.Timestamp) string {
 		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
 	}
 	return d.Round(time.Second).String()
-}
-
-// shortened is a kid as far as it takes to tell it from others.
-func shortened(kid string) string {
-	const enough = 12
-	if len(kid) > enough {
-		return kid[:enough] + "…"
-	}
-	return kid
 }
 
 // of is n of all, or yes and no where there is but one.

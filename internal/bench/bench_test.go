@@ -201,7 +201,7 @@ func TestTheToolRuns(t *testing.T) {
 	for _, s := range report.Sections {
 		titles = append(titles, s.Title)
 	}
-	for _, want := range []string{"JWE: every alg with every enc", "X25519", "PKCS#11", "Service", "Latency"} {
+	for _, want := range []string{"JWE: every alg with every enc", "X25519", "PKCS#11", "Service", "Many tokens", "Latency"} {
 		if !slices.ContainsFunc(titles, func(title string) bool { return strings.HasPrefix(title, want) }) {
 			t.Errorf("the report has the sections %q, and none of %s", titles, want)
 		}

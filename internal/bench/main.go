@@ -18,6 +18,7 @@ type bench struct {
 	spell  time.Duration // of a contestant in a round; some have a multiple of it
 	all    bool
 	jwe    bool // and nothing else
+	many   bool // and nothing else
 
 	t      *harness.Standalone // owns what is to be cleaned up
 	token  *softhsmtest.Token
@@ -29,6 +30,7 @@ func main() {
 	quick := flag.Bool("quick", false, "take a quarter of a minute, with one round too short to be relied on")
 	all := flag.Bool("all", false, "every combination of JWE algorithms and keys, and more callers, which takes a quarter of an hour")
 	jwe := flag.Bool("jwe", false, "only the JWE part, which needs no HSM")
+	many := flag.Bool("many", false, "only the part of batches and streams")
 	answer := flag.String("answer", "", "how the tool runs a part of itself as another process")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -42,7 +44,7 @@ func main() {
 		}
 		return
 	}
-	b := &bench{rounds: 11, spell: 200 * time.Millisecond, all: *all, jwe: *jwe}
+	b := &bench{rounds: 11, spell: 200 * time.Millisecond, all: *all, jwe: *jwe, many: *many}
 	if *quick {
 		b.rounds, b.spell = 1, 10*time.Millisecond
 	}
@@ -61,6 +63,9 @@ func (b *bench) run(asJSON bool) int {
 		harness.AddWrappingKey(b.token)
 		harness.AddKeys(b.token, signingAlgorithms...)
 		sections = append(sections, b.benchSignature, b.benchCallers, b.benchService)
+	}
+	if b.many {
+		sections = []func() error{b.benchManyAlone}
 	}
 	for _, section := range sections {
 		if err := section(); err != nil {

@@ -22,6 +22,9 @@ type contestant struct {
 	callers int
 	// caller makes one of them: a function that does the work once.
 	caller func() (func() error, error)
+	// many is how often doing the work once does what is counted: the tokens of a
+	// batch. Default: 1.
+	many int
 	// pids are the processes that are charged beside this one.
 	pids []int
 
@@ -84,8 +87,9 @@ func (c *contestant) calibrate(work []func() error, lasting time.Duration) error
 		if err != nil {
 			return err
 		}
-		if took := time.Duration(float64(c.ops) / s.rate * float64(time.Second)); took > lasting/5 {
-			c.ops = max(len(work), int(s.rate*lasting.Seconds()))
+		rate := s.rate / float64(max(c.many, 1)) // of the work
+		if took := time.Duration(float64(c.ops) / rate * float64(time.Second)); took > lasting/5 {
+			c.ops = max(len(work), int(rate*lasting.Seconds()))
 			return nil
 		}
 	}
@@ -111,9 +115,10 @@ func (c *contestant) turn(work []func() error, ops int) (spell, error) {
 		return spell{}, err
 	}
 	slices.Sort(latencies)
+	done := ops * max(c.many, 1)
 	return spell{
-		cpu:       (after - before) / time.Duration(ops),
-		rate:      float64(ops) / took.Seconds(),
+		cpu:       (after - before) / time.Duration(done),
+		rate:      float64(done) / took.Seconds(),
 		latencies: latencies,
 	}, nil
 }

@@ -76,6 +76,9 @@ func (b *bench) benchService() error {
 			return fmt.Errorf("%s: %w", alg, err)
 		}
 	}
+	if err := b.benchMany(s); err != nil {
+		return err
+	}
 	b.report.section("Latency: the service, and the bare server, which signs in as many sessions as there are calls")
 	for _, l := range []struct {
 		alg      kms.Algorithm

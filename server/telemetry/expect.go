@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"iter"
+	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -13,8 +14,8 @@ import (
 
 // Expect makes the series that are there before anything has happened: for each
 // method its good calls, and for each that issues tokens the code and reason of
-// all that may go wrong without its caller being at fault; for each issuer its
-// tokens; and the results of fetches.
+// all that may go wrong without its caller being at fault, for their items too;
+// for each issuer its tokens; and the results of fetches.
 func (m *Metrics) Expect(issuers []string, faults iter.Seq2[string, string]) {
 	for service, method := range methods() {
 		m.flying.WithLabelValues(method)
@@ -23,8 +24,15 @@ func (m *Metrics) Expect(issuers []string, faults iter.Seq2[string, string]) {
 		if service != "TokenService" {
 			continue
 		}
+		items := strings.HasPrefix(method, "Batch") || strings.HasPrefix(method, "Stream")
+		if items {
+			m.items.WithLabelValues(method, "OK", "")
+		}
 		for code, reason := range faults {
 			m.rpcs.WithLabelValues(method, code, reason)
+			if items {
+				m.items.WithLabelValues(method, code, reason)
+			}
 		}
 	}
 	for _, issuer := range issuers {

@@ -29,6 +29,7 @@ type Metrics struct {
 	rpcs    *prometheus.CounterVec
 	rpc     *prometheus.HistogramVec
 	flying  *prometheus.GaugeVec
+	items   *prometheus.CounterVec
 	tokens  *prometheus.CounterVec
 	stage   *prometheus.HistogramVec
 	legacy  *prometheus.CounterVec
@@ -54,6 +55,9 @@ func New(reg prometheus.Registerer) (*Metrics, error) {
 		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bulla_tokens_total", Help: "Tokens issued by issuer and token kind.",
 		}, []string{"issuer", "kind"}),
+		items: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bulla_items_total", Help: "Tokens of batches and streams by method, gRPC code and error reason.",
+		}, []string{"method", "code", "reason"}),
 		stage: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "bulla_stage_seconds", Help: "Duration of each stage on the way of a token that went well, by backend and algorithm where it has them.", Buckets: buckets,
 		}, []string{"stage", "backend", "algorithm"}),
@@ -74,7 +78,7 @@ func New(reg prometheus.Registerer) (*Metrics, error) {
 		}),
 		reg: reg,
 	}
-	for _, c := range []prometheus.Collector{m.rpcs, m.rpc, m.flying, m.tokens, m.stage, m.legacy, m.fetches, m.fetch, m.panics, m.shakes} {
+	for _, c := range []prometheus.Collector{m.rpcs, m.rpc, m.flying, m.items, m.tokens, m.stage, m.legacy, m.fetches, m.fetch, m.panics, m.shakes} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -95,6 +99,11 @@ func (m *Metrics) RPC(method, code, reason string, took time.Duration) {
 
 // short is a method without its service.
 func short(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }
+
+// Item counts a token of a batch or a stream.
+func (m *Metrics) Item(method, code, reason string) {
+	m.items.WithLabelValues(short(method), code, reason).Inc()
+}
 
 // Panic counts a panic.
 func (m *Metrics) Panic() { m.panics.Inc() }

@@ -477,7 +477,8 @@ func (x *SignResponse) GetRegistryStale() bool {
 // BatchSignAndEncryptRequest asks for many tokens at once.
 type BatchSignAndEncryptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tokens to make, 256 at most.
+	// The tokens to make: 256 at most, with 3 MiB of claims together. None at all
+	// are answered with no results.
 	Items         []*SignAndEncryptRequest `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -646,7 +647,9 @@ type BatchSignAndEncryptResult_Reply struct {
 }
 
 type BatchSignAndEncryptResult_Status struct {
-	// The error, with the same details as that of a single call.
+	// The error, with the same details as that of a single call: a field of a
+	// BadRequest is one of the item. A pause that it asks for (RetryInfo) is
+	// before the item may be sent again.
 	Status *status.Status `protobuf:"bytes,2,opt,name=status,proto3,oneof"`
 }
 
@@ -657,9 +660,10 @@ func (*BatchSignAndEncryptResult_Status) isBatchSignAndEncryptResult_Result() {}
 // StreamSignAndEncryptRequest is one message of a stream.
 type StreamSignAndEncryptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Chosen by the caller and returned with the answer.
+	// Chosen by the caller and returned with the answer: 256 bytes at most. It may
+	// be empty or stand in several messages, if the caller can do with that.
 	CorrelationId string `protobuf:"bytes,1,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
-	// The token to make.
+	// The token to make. Required.
 	Request       *SignAndEncryptRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -40,11 +40,40 @@ type TokenServiceClient interface {
 	// permission for it. A client that is unknown, deleted, or cannot be looked
 	// up never falls back to plaintext.
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
-	// BatchSignAndEncrypt makes up to 256 tokens from up to 3 MiB of claims and
-	// answers for each in order.
+	// BatchSignAndEncrypt makes up to 256 tokens from up to 3 MiB of claims, some
+	// at once, and answers for each in order. Each goes the way of a single call
+	// and fails alone: the call itself is OK if any answer can be given. Over the
+	// bounds it fails with INVALID_ARGUMENT, and nothing is made.
+	//
+	// The work ends a little before the call's deadline (by a tenth of the time
+	// there was, and a quarter of a second at most), so that what is made by then
+	// reaches the caller. Items that were not finished have the status
+	// DEADLINE_EXCEEDED; asking for them again makes them anew. A caller that names
+	// no deadline has one of 15 s. If the caller cancels, no further item is begun.
+	//
+	// A token is up to 16/9 as long as its claims, and some hundred bytes more. The
+	// answer to 3 MiB of claims is larger than the 4 MiB that gRPC libraries take
+	// by default: allow 8 MiB, or send 2 MiB of claims at most.
 	BatchSignAndEncrypt(ctx context.Context, in *BatchSignAndEncryptRequest, opts ...grpc.CallOption) (*BatchSignAndEncryptResponse, error)
 	// StreamSignAndEncrypt makes a token for each message and answers as they
-	// finish, in any order.
+	// finish, in any order. Each goes the way of a single call and fails alone.
+	//
+	// The service reads on while fewer than 32 messages are not answered; then it
+	// leaves the others to the flow control of HTTP/2, which holds up a caller that
+	// sends faster than tokens are made, or does not read its answers. A message
+	// has 15 s to be answered, or what is left of the stream's deadline if it has
+	// one. A caller may have 64 streams open at each replica; one carries as much as
+	// many.
+	//
+	// When the caller has sent all (half-close) the rest is answered, and the stream
+	// ends with OK. It ends with UNAUTHENTICATED (CALLER_UNKNOWN) when the caller's
+	// certificate ends, with UNAVAILABLE when this replica stops, and with
+	// INVALID_ARGUMENT after a message that cannot be answered, such as one with an
+	// overlong correlation_id. In these cases too all that was read is answered
+	// first, if the caller takes the answers within 10 s. After any end, what was
+	// not answered may be sent again on a new stream: at worst a token is made that
+	// nobody gets. A message over 4 MiB is refused by gRPC itself, which ends the
+	// stream at once with RESOURCE_EXHAUSTED.
 	StreamSignAndEncrypt(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamSignAndEncryptRequest, StreamSignAndEncryptResponse], error)
 }
 
@@ -114,11 +143,40 @@ type TokenServiceServer interface {
 	// permission for it. A client that is unknown, deleted, or cannot be looked
 	// up never falls back to plaintext.
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
-	// BatchSignAndEncrypt makes up to 256 tokens from up to 3 MiB of claims and
-	// answers for each in order.
+	// BatchSignAndEncrypt makes up to 256 tokens from up to 3 MiB of claims, some
+	// at once, and answers for each in order. Each goes the way of a single call
+	// and fails alone: the call itself is OK if any answer can be given. Over the
+	// bounds it fails with INVALID_ARGUMENT, and nothing is made.
+	//
+	// The work ends a little before the call's deadline (by a tenth of the time
+	// there was, and a quarter of a second at most), so that what is made by then
+	// reaches the caller. Items that were not finished have the status
+	// DEADLINE_EXCEEDED; asking for them again makes them anew. A caller that names
+	// no deadline has one of 15 s. If the caller cancels, no further item is begun.
+	//
+	// A token is up to 16/9 as long as its claims, and some hundred bytes more. The
+	// answer to 3 MiB of claims is larger than the 4 MiB that gRPC libraries take
+	// by default: allow 8 MiB, or send 2 MiB of claims at most.
 	BatchSignAndEncrypt(context.Context, *BatchSignAndEncryptRequest) (*BatchSignAndEncryptResponse, error)
 	// StreamSignAndEncrypt makes a token for each message and answers as they
-	// finish, in any order.
+	// finish, in any order. Each goes the way of a single call and fails alone.
+	//
+	// The service reads on while fewer than 32 messages are not answered; then it
+	// leaves the others to the flow control of HTTP/2, which holds up a caller that
+	// sends faster than tokens are made, or does not read its answers. A message
+	// has 15 s to be answered, or what is left of the stream's deadline if it has
+	// one. A caller may have 64 streams open at each replica; one carries as much as
+	// many.
+	//
+	// When the caller has sent all (half-close) the rest is answered, and the stream
+	// ends with OK. It ends with UNAUTHENTICATED (CALLER_UNKNOWN) when the caller's
+	// certificate ends, with UNAVAILABLE when this replica stops, and with
+	// INVALID_ARGUMENT after a message that cannot be answered, such as one with an
+	// overlong correlation_id. In these cases too all that was read is answered
+	// first, if the caller takes the answers within 10 s. After any end, what was
+	// not answered may be sent again on a new stream: at worst a token is made that
+	// nobody gets. A message over 4 MiB is refused by gRPC itself, which ends the
+	// stream at once with RESOURCE_EXHAUSTED.
 	StreamSignAndEncrypt(grpc.BidiStreamingServer[StreamSignAndEncryptRequest, StreamSignAndEncryptResponse]) error
 	mustEmbedUnimplementedTokenServiceServer()
 }
