@@ -67,6 +67,7 @@ func run(m *testing.M) int {
 	ca := harness.NewCA(t, "callers and services")
 	host := harness.NewHost(t, harness.NewCA(t, "the web"))
 	token := harness.NewToken(t, "bulla-e2e", kms.Algorithms()...)
+	harness.AddAuditKey(token)
 	shared = &world{ca: ca, host: host, token: token}
 	shared.Service = harness.Start(t, harness.Config{
 		Token: token, Algorithms: kms.Algorithms(), CA: ca, Host: host,

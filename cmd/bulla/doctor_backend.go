@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -21,11 +22,13 @@ import (
 type doctorKey struct {
 	ref       config.KeyRef
 	algorithm kms.Algorithm // of a signing key
-	// alone is false if the key has other locations.
+	// alone is false if the key has to be compared with others: its other
+	// locations, or the key of the audit log.
 	alone bool
 
 	wraps  bool // it is a wrapping key
 	former bool // and wraps nothing new
+	audits bool // it signs the audit log
 }
 
 // check is what the finding of the key is called.
@@ -44,7 +47,7 @@ const (
 )
 
 // keysOf returns the keys of a backend, in the order of the configuration:
-// those that sign, then those that wrap.
+// those that sign tokens, then that of the audit log, then those that wrap.
 func (d *doctor) keysOf(backend string) []doctorKey {
 	var keys []doctorKey
 	for _, i := range d.cfg.Issuers {
@@ -54,12 +57,15 @@ func (d *doctor) keysOf(backend string) []doctorKey {
 				switch {
 				case ref.Backend != backend:
 				case known < 0:
-					keys = append(keys, doctorKey{ref: ref, algorithm: k.Algorithm, alone: len(k.Keys) == 1})
+					keys = append(keys, doctorKey{ref: ref, algorithm: k.Algorithm, alone: len(k.Keys) == 1 && d.cfg.Audit.Checkpoint == nil})
 				case len(k.Keys) > 1:
 					keys[known].alone = false
 				}
 			}
 		}
+	}
+	if c := d.cfg.Audit.Checkpoint; c != nil && c.Key.Backend == backend {
+		keys = append(keys, doctorKey{ref: c.Key, algorithm: c.Algorithm, audits: true})
 	}
 	return append(keys, d.wrappingKeysOf(backend)...)
 }
@@ -187,7 +193,7 @@ func (w *walk) key(ctx context.Context, b kms.Backend, k doctorKey) (check strin
 	case errors.Is(err, errNoAnswer):
 		return checkKey, false
 	case err != nil:
-		w.addKey(checkKey, k, failed, err.Error(), keyAdvice(err))
+		w.addKey(checkKey, k, failed, err.Error(), k.advice(err))
 		return "", true
 	}
 	w.addKey(checkKey, k, good, describeKey(key.Public())+" for "+string(k.algorithm), "")
@@ -195,7 +201,7 @@ func (w *walk) key(ctx context.Context, b kms.Backend, k doctorKey) (check strin
 	case errors.Is(err, errNoAnswer):
 		return checkProbe, false
 	case err != nil:
-		w.addKey(checkProbe, k, failed, err.Error(), keyAdvice(err))
+		w.addKey(checkProbe, k, failed, err.Error(), k.advice(err))
 	default:
 		w.addKey(checkProbe, k, good, fmt.Sprintf("a signature with %s verifies", k.algorithm), "")
 		w.proofs.add(k.ref, key.Public())
@@ -228,6 +234,15 @@ func signProbe(ctx context.Context, key kms.Key) error {
 		return fmt.Errorf("%w: the %w with the key's own public half", kms.ErrKeyMismatch, err)
 	}
 	return nil
+}
+
+// advice is what to do about an error of the key.
+func (k doctorKey) advice(err error) string {
+	text := keyAdvice(err)
+	if k.audits {
+		text = strings.Replace(text, "the key's location in signing_keys", "audit.checkpoint.key", 1)
+	}
+	return text
 }
 
 // keyAdvice is what to do about an error of a key.
@@ -320,5 +335,27 @@ func (p *keyProofs) compare(cfg *config.Config) []finding {
 			found = append(found, f)
 		}
 	}
-	return found
+	return append(found, p.compareAudit(cfg)...)
+}
+
+// compareAudit looks whether the key of the audit log signs tokens too, under
+// another name. The caller holds p.mu.
+func (p *keyProofs) compareAudit(cfg *config.Config) []finding {
+	if cfg.Audit.Checkpoint == nil || p.public[cfg.Audit.Checkpoint.Key] == nil {
+		return nil
+	}
+	ref := cfg.Audit.Checkpoint.Key
+	for _, other := range sortedRefs(p.public) {
+		if other != ref && p.public[other].Equal(p.public[ref]) {
+			return []finding{{
+				Check: checkKey, Subject: ref.String(), Outcome: failed, Detail: fmt.Sprintf("it is the key pair of %s, which signs tokens", other),
+				Advice: "make a key that does nothing but sign the audit log, and name it in audit.checkpoint.key",
+			}}
+		}
+	}
+	return nil
+}
+
+func sortedRefs(keys map[config.KeyRef]publicKey) []config.KeyRef {
+	return slices.SortedFunc(maps.Keys(keys), func(a, b config.KeyRef) int { return strings.Compare(a.String(), b.String()) })
 }

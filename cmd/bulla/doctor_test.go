@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -470,6 +471,42 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 				t.Cleanup(func() { _ = log.Close() })
 			},
 			[]string{"warn audit in use by another process"},
+		},
+		"audit key": {
+			func(_ *testing.T, s *site) {
+				s.key("keys.json", kms.ES384, "audit")
+				s.More += "\naudit: {checkpoint: {key: \"dev:kid=audit\", algorithm: ES384}}"
+			},
+			[]string{"ok key dev:kid=audit: key on P-384", "ok probe dev:kid=audit: a signature with ES384 verifies"},
+		},
+		"missing audit key": {
+			func(_ *testing.T, s *site) {
+				s.More += "\naudit: {checkpoint: {key: \"dev:kid=nobody\"}}"
+			},
+			[]string{`FAIL key dev:kid=nobody`, "FAIL key correct audit.checkpoint.key, or create the key"},
+		},
+		"audit key that signs tokens under another name": {
+			func(t *testing.T, s *site) {
+				doc, err := os.ReadFile(s.path("keys.json"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				var set struct {
+					Keys []map[string]any `json:"keys"`
+				}
+				if err := json.Unmarshal(doc, &set); err != nil {
+					t.Fatal(err)
+				}
+				twin := maps.Clone(set.Keys[0])
+				twin["kid"] = "twin"
+				set.Keys = append(set.Keys, twin)
+				if doc, err = json.Marshal(set); err != nil {
+					t.Fatal(err)
+				}
+				s.write("keys.json", doc)
+				s.More += "\naudit: {checkpoint: {key: \"dev:kid=twin\"}}"
+			},
+			[]string{"FAIL key dev:kid=twin: it is the key pair of dev:kid=ec, which signs tokens"},
 		},
 		"audit log that others can read": {
 			func(t *testing.T, s *site) { s.write("audit.log", nil); chmod(t, s.path("audit.log"), 0o644) },

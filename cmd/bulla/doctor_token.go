@@ -122,7 +122,7 @@ func (w *walk) tokenKey(ctx context.Context, b *pkcs11.Backend, k doctorKey) (ch
 				continue // a harder one follows
 			}
 		}
-		w.addKey(checkOf(s, k), k, o, s.Detail, orElse(s.Advice, o, keyAdvice(s.Err)))
+		w.addKey(checkOf(s, k), k, o, s.Detail, orElse(s.Advice, o, k.advice(s.Err)))
 	}
 	switch {
 	case fine && k.wraps:

@@ -26,7 +26,7 @@ func run() int {
 	root := rootCommand()
 	if err := root.ExecuteContext(ctx); err != nil {
 		printError(root.ErrOrStderr(), err)
-		return 1
+		return exitCode(err)
 	}
 	return 0
 }
@@ -50,6 +50,7 @@ func rootCommand() *cobra.Command {
 		datakeyCommand(),
 		registryCommand(),
 		migrateCommand(),
+		auditCommand(),
 		tokenCommand(),
 		statusCommand(),
 		versionCommand(),

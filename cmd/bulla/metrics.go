@@ -73,6 +73,15 @@ func registerStats(m *telemetry.Metrics, b *backends, store *openedStore, lookin
 	counter("bulla_store_tampered_rows_total", "Stored records that failed their authentication: somebody changed the store.", nil, func() float64 { return float64(store.Tampered()) })
 	counter("bulla_audit_records_total", "Audit lines written.", nil, func() float64 { return float64(log.Stats().Records) })
 	counter("bulla_audit_failures_total", "Audit lines that could not be written.", nil, func() float64 { return float64(log.Stats().Failures) })
+	counter("bulla_audit_rotations_total", "Times another file was begun for the audit log.", nil, func() float64 { return float64(log.Stats().Rotations) })
+	counter("bulla_audit_checkpoints_total", "Signatures over the audit log.", nil, func() float64 { return float64(log.Stats().Checkpoints) })
+	counter("bulla_audit_checkpoint_failures_total", "Attempts to sign the audit log that failed; the log goes on without.", nil, func() float64 { return float64(log.Stats().CheckpointFailures) })
+	gauge("bulla_audit_last_checkpoint_timestamp_seconds", "When the audit log was signed last by this process, 0 if it was not.", nil, func() float64 {
+		if at := log.Stats().LastCheckpoint; !at.IsZero() {
+			return float64(at.UnixMilli()) / 1000
+		}
+		return 0
+	})
 	return all
 }
 

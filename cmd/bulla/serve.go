@@ -207,7 +207,9 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	follow := func(ctx context.Context) error {
 		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache, watches}, keys: keys})
 	}
-	for _, part := range []func(context.Context) error{follow, looking.run, answering.run, keys.Run, cache.Run, api.Run, hangup.run} {
+	for _, part := range []func(context.Context) error{
+		follow, looking.run, answering.run, keys.Run, cache.Run, api.Run, hangup.run, checkpoints(cfg, auditLog, backends, keys),
+	} {
 		group.Go(func() error { return part(background) })
 	}
 	group.Go(func() error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -30,8 +31,10 @@ import (
 // The functions below turn the configuration into that of each part.
 
 func auditConfig(cfg *config.Config, log *slog.Logger) audit.Config {
+	host, _ := os.Hostname() // else the log does without
 	return audit.Config{
-		Path: cfg.Audit.Path, Sync: audit.Sync(cfg.Audit.Sync), OnFailure: audit.OnFailure(cfg.Audit.OnFailure), Logger: log,
+		Path: cfg.Audit.Path, Sync: audit.Sync(cfg.Audit.Sync), OnFailure: audit.OnFailure(cfg.Audit.OnFailure),
+		FlushEvery: cfg.Audit.FlushEvery, RotateSize: int64(cfg.Audit.RotateSize), Host: host, Logger: log,
 	}
 }
 

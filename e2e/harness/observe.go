@@ -54,19 +54,39 @@ func (s *Service) RawAudit(t testing.TB) []byte {
 	return doc
 }
 
-// Audit is the audit log, every line of which must be one JSON object with no
-// other fields than those of AuditLine.
+// linkedLine is any line of the audit log: that of an event, or one that tells of
+// the log itself.
+type linkedLine struct {
+	AuditLine
+
+	Log           string `json:"log"`
+	Host          string `json:"host"`
+	SkippedBytes  int64  `json:"skipped_bytes"`
+	SkippedSHA256 string `json:"skipped_sha256"`
+	Checkpoint    string `json:"checkpoint"`
+	Chain         string `json:"chain"`
+	Seq           uint64 `json:"seq"`
+	Prev          string `json:"prev"`
+}
+
+// Audit is the events of the audit log. Every line must be one JSON object with
+// no other fields than those of AuditLine and linkedLine, and a link of a chain.
 func (s *Service) Audit(t testing.TB) []AuditLine {
 	t.Helper()
 	var lines []AuditLine
 	for raw := range bytes.Lines(s.RawAudit(t)) {
-		var line AuditLine
+		var line linkedLine
 		dec := json.NewDecoder(bytes.NewReader(raw))
 		dec.DisallowUnknownFields()
 		if err := dec.Decode(&line); err != nil {
 			t.Fatalf("audit line %d: %v: %s", len(lines)+1, err, raw)
 		}
-		lines = append(lines, line)
+		if line.Chain == "" || line.Seq == 0 || line.Prev == "" {
+			t.Fatalf("an audit line is no link of a chain: %s", raw)
+		}
+		if line.Log == "" {
+			lines = append(lines, line.AuditLine)
+		}
 	}
 	return lines
 }

@@ -107,6 +107,12 @@ func (noSetenv) Setenv(string, string) {}
 // AddWrappingKey makes the wrapping key on a token.
 func AddWrappingKey(token *softhsmtest.Token) { token.GenerateWrappingKey(WrappingLabel, "f0") }
 
+// AuditLabel is the label of the key that signs audit logs.
+const AuditLabel = "audit"
+
+// AddAuditKey makes an ES256 key on a token that signs audit logs.
+func AddAuditKey(token *softhsmtest.Token) { token.GenerateKey(AuditLabel, "f1", kms.ES256) }
+
 // AddKeys makes a key on the token for each algorithm.
 func AddKeys(token *softhsmtest.Token, algorithms ...kms.Algorithm) {
 	for i, alg := range algorithms {

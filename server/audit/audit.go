@@ -19,13 +19,24 @@
 //   - A line is made of the declared fields of Event and nothing else, each
 //     bounded and free of control characters. There is no field for claims,
 //     tokens or secrets.
+//   - The lines are a chain: each has its number and the hash of the one
+//     before, over files and restarts (chain.go). So a line that was changed,
+//     removed, put in or moved is found by Verify. What a crash leaves behind is
+//     part of the chain too, by its hash.
+//   - With RunCheckpoints the chain is signed again and again by a key that
+//     does nothing else. Only that, or a checkpoint that is kept elsewhere,
+//     stands against somebody who can rewrite the whole file: the hashes alone
+//     anybody can compute. A checkpoint says from which line on the process
+//     that signed it has written the chain itself. The lines before it only
+//     found there, and does not vouch for.
 //
 // An event may be in the log although its call was denied or canceled in the
 // end (the reverse cannot be): a line that was written is not taken back
 // because its caller no longer waits.
 //
-// The file is the property of one process, which holds a lock on it. Rotation
-// is left to others: rename the file, then call Reopen.
+// The file is the property of one process, which holds a lock on it. It is
+// replaced by another when it has grown to Config.RotateSize, or by others:
+// rename the file, then call Reopen. Nothing is ever deleted.
 package audit
 
 import (
@@ -92,6 +103,13 @@ type Config struct {
 	// FlushEvery is the longest that SyncGroup leaves a line to the operating
 	// system. Default: 50 ms.
 	FlushEvery time.Duration
+	// RotateSize is how large, in bytes, the file may grow before it is renamed
+	// to its path, a dot and the time, and another begun. It is not for
+	// Stdout. Default: 0, as large as it gets.
+	RotateSize int64
+	// Host names the machine in the first line of a process or a file, and in
+	// checkpoints. Default: "".
+	Host string
 	// Logger is told when the log begins to fail and when it works again; it
 	// never sees an event. Default: none.
 	Logger *slog.Logger
@@ -104,6 +122,11 @@ type Stats struct {
 	Lost     uint64 // those of Failures that OnFailureContinue let through
 	Writes   uint64 // calls of write(2) that succeeded
 	Syncs    uint64 // calls of fsync(2) that succeeded
+
+	Rotations          uint64    // files that another was begun after
+	Checkpoints        uint64    // checkpoints written
+	CheckpointFailures uint64    // attempts at one that failed
+	LastCheckpoint     time.Time // when the last was written; zero if none was
 }
 
 // Log is an open audit log. Its methods may be called by any number of
@@ -113,6 +136,8 @@ type Log struct {
 	sync       Sync
 	onFailure  OnFailure
 	flushEvery time.Duration
+	rotateSize int64
+	host       string
 	logger     *slog.Logger
 
 	// mu guards next, spare and closed. It is held for moments only.
@@ -130,15 +155,28 @@ type Log struct {
 	// before mu where both are.
 	writing sync.Mutex
 	file    file
-	torn    bool // the file ends within a line
-	suspect bool // the last background fsync failed: sync each write until one works
-	failing bool // the last write failed, and the logger has been told
+	size    int64   // of the file
+	end     head    // of the chain
+	since   uint64  // the number of this process's first line; 0 before it
+	begin   string  // what the next line has to say first: logOpened, logContinued, or nothing
+	found   foreign // what the file ends with that is of no chain
+	out     []byte  // for the lines of one write
+	suspect bool    // the last background fsync failed: sync each write until one works
+	failing bool    // the last write failed, and the logger has been told
+	open    uint64  // lines that no checkpoint covers; checkpoints are none
+	due     uint64  // at so many the checkpoints are told; 0 if there are none
 
-	dirty chan struct{} // holds one signal if there are unsynced lines
-	stop  chan struct{} // closed by Close
-	done  chan struct{} // closed when the flusher has ended
+	full chan struct{}      // holds one signal if the file has reached its size
+	many chan struct{}      // holds one signal if a checkpoint is due
+	asks chan chan struct{} // who waits for a checkpoint
 
-	records, failures, lost, writes, syncs atomic.Uint64
+	dirty chan struct{}  // holds one signal if there are unsynced lines
+	stop  chan struct{}  // closed by Close
+	ended sync.WaitGroup // of the goroutines that Close ends
+
+	records, failures, lost, writes, syncs, rotations, checkpoints, checkpointFailures atomic.Uint64
+
+	lastCheckpoint atomic.Int64 // Unix time in microseconds; 0 if there was none
 }
 
 // batch is a number of lines that share one write. Its first caller leads: it
@@ -159,10 +197,14 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		sync:       cfg.Sync,
 		onFailure:  cfg.OnFailure,
 		flushEvery: cfg.FlushEvery,
+		rotateSize: cfg.RotateSize,
+		host:       cfg.Host,
 		logger:     cfg.Logger,
+		full:       make(chan struct{}, 1),
+		many:       make(chan struct{}, 1),
+		asks:       make(chan chan struct{}),
 		dirty:      make(chan struct{}, 1),
 		stop:       make(chan struct{}),
-		done:       make(chan struct{}),
 	}
 	if l.sync == "" {
 		l.sync = SyncGroup
@@ -187,30 +229,56 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		return nil, errors.New("audit log: the time between flushes is negative")
 	case l.path == Stdout && l.sync == SyncAlways:
 		return nil, fmt.Errorf("audit log: the standard output cannot be synced: use sync %q or a file", SyncGroup)
+	case l.rotateSize < 0:
+		return nil, errors.New("audit log: the size at which the file is replaced is negative")
+	case l.path == Stdout && l.rotateSize > 0:
+		return nil, errors.New("audit log: the standard output cannot be replaced when it has grown: name a file")
 	}
-	var err error
-	if l.file, l.torn, err = l.open(ctx); err != nil {
+	t, err := l.openFile(ctx)
+	if err != nil {
 		return nil, err
 	}
-	go l.flush()
+	l.begin, l.end, l.found = logOpened, t.end, t.found
+	if l.end.chain == "" {
+		l.end = newChain()
+	}
+	l.ended.Go(l.flush)
+	if l.rotateSize > 0 {
+		l.ended.Go(l.rotateFull)
+	}
 	return l, nil
 }
 
-func (l *Log) open(ctx context.Context) (file, bool, error) {
+// openFile makes path the log's file, and says how it ends. The caller is Open,
+// or holds l.writing.
+func (l *Log) openFile(ctx context.Context) (tail, error) {
 	if l.path == Stdout {
-		return stdout{}, false, nil
+		l.file, l.size = stdout{}, 0
+		return tail{}, nil
 	}
-	f, torn, err := openFile(l.path)
+	f, err := openFile(l.path)
 	if err != nil {
-		return nil, false, fmt.Errorf("audit log: %w", err)
+		return tail{}, fmt.Errorf("audit log: %w", err)
 	}
-	if torn {
+	var t tail
+	size, err := f.size()
+	if err == nil {
+		t, err = readTail(f, size)
+	}
+	if err != nil {
+		return tail{}, errors.Join(fmt.Errorf("audit log: %s cannot be read: %w", l.path, err), f.Close())
+	}
+	l.file, l.size = f, size
+	if t.end.chain == "" && t.found.bytes > 0 {
+		l.logger.WarnContext(ctx, "the audit log has no chain yet: what it holds is from an earlier version, or from elsewhere; a chain begins behind it", "path", l.path, "bytes", t.found.bytes)
+	}
+	if t.found.open {
 		l.logger.WarnContext(ctx, "the audit log ends within a line, which a crash has cut off; it will be ended before the next record", "path", l.path)
 	}
 	if mode := f.mode(); mode&0o027 != 0 {
 		l.logger.WarnContext(ctx, "the audit log can be read by anybody or written by its group; run chmod 600 or 640", "path", l.path, "mode", mode.String())
 	}
-	return f, torn, nil
+	return t, nil
 }
 
 // Record writes e down, and returns nil once it is written as Config.Sync
@@ -278,165 +346,6 @@ func (l *Log) verdict(err error) error {
 	return err
 }
 
-// lead waits until the batch before b is written, closes b to others and
-// writes it.
-func (l *Log) lead(b *batch) {
-	defer l.leaders.Done()
-	l.writing.Lock()
-	l.mu.Lock()
-	l.next = nil
-	lines := b.lines
-	l.mu.Unlock()
-
-	err := l.write(lines)
-	l.writing.Unlock()
-
-	if err != nil {
-		b.err = fmt.Errorf("%w: it cannot be written", ErrUnavailable)
-	} else {
-		l.records.Add(b.events)
-	}
-	if b.done != nil {
-		close(b.done)
-	}
-	l.mu.Lock()
-	if cap(lines) <= 64<<10 {
-		l.spare = lines
-	}
-	l.mu.Unlock()
-}
-
-// write appends whole lines to the file, all or none, and tells the logger
-// when that begins or ceases to fail. The caller holds l.writing.
-func (l *Log) write(lines []byte) error {
-	err := l.append(lines)
-	switch {
-	case err != nil && !l.failing:
-		advice := "calls are denied until it can: make room on its disk or mend it"
-		if l.onFailure == OnFailureContinue {
-			advice = "calls go on unlogged, as configured: make room on its disk or mend it"
-		}
-		l.logger.Error("the audit log cannot be written", "path", l.path, "error", err, "advice", advice)
-	case err == nil && l.failing:
-		l.logger.Info("the audit log is written again", "path", l.path, "failed_records", l.failures.Load())
-	}
-	l.failing = err != nil
-	return err
-}
-
-// append writes lines, and syncs them if Record has to wait for that. If it
-// fails, what it has written is taken back. The caller holds l.writing.
-func (l *Log) append(lines []byte) error {
-	if l.torn {
-		lines = append([]byte{'\n'}, lines...)
-	}
-	n, err := l.file.Write(lines)
-	if err == nil {
-		l.writes.Add(1)
-		if l.sync == SyncAlways || l.suspect {
-			err = l.file.Sync()
-		}
-	}
-	if err == nil {
-		l.torn = false
-		if l.sync == SyncAlways || l.suspect {
-			l.syncs.Add(1)
-			l.suspect = false
-			return nil
-		}
-		select {
-		case l.dirty <- struct{}{}:
-		default: // the flusher knows already
-		}
-		return nil
-	}
-	if n > 0 {
-		if back := l.file.takeBack(int64(n)); back != nil {
-			l.torn = lines[n-1] != '\n'
-			err = errors.Join(err, back)
-		}
-	}
-	return err
-}
-
-// flush is the goroutine that syncs what SyncGroup has left to the operating
-// system. Close ends it.
-func (l *Log) flush() {
-	defer close(l.done)
-	for {
-		select {
-		case <-l.stop:
-			return
-		case <-l.dirty:
-		}
-		select {
-		case <-l.stop:
-			return
-		case <-time.After(l.flushEvery):
-		}
-		select {
-		case <-l.dirty: // lines written while we waited: this sync covers them
-		default:
-		}
-		l.flushOnce()
-	}
-}
-
-// flushOnce syncs without holding up writers. If that fails, lines which
-// Record has vouched for may be lost: after a failed fsync(2) the system may
-// have dropped them, and a second one proves nothing of the first. So the
-// next writes are synced one by one until one works.
-func (l *Log) flushOnce() {
-	l.writing.Lock()
-	f := l.file
-	l.writing.Unlock()
-
-	err := f.Sync()
-	if err == nil {
-		l.syncs.Add(1)
-		return
-	}
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	if l.file != f {
-		return // Reopen has replaced, synced and closed f
-	}
-	l.suspect = true
-	l.logger.Error("the audit log cannot be synced: records of the last moments may be lost if the machine stops; each further record is synced by itself until that works again",
-		"path", l.path, "error", err)
-}
-
-// Reopen lets go of the file and opens its path anew, creating it if it is
-// missing: the second half of a rotation, after the file was renamed. No
-// record falls between the two. If the path cannot be opened the log goes on
-// in the old file, and the error says why. For Stdout it does nothing.
-func (l *Log) Reopen(ctx context.Context) error {
-	if l.path == Stdout {
-		return nil
-	}
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	l.mu.Lock()
-	closed := l.closed
-	l.mu.Unlock()
-	if closed {
-		return errors.New("audit log: it is closed")
-	}
-	old := l.file
-	if old.isAt(l.path) {
-		return nil // nobody has moved it
-	}
-	f, torn, err := l.open(ctx)
-	if err != nil {
-		return fmt.Errorf("%w; records still go to the old file", err)
-	}
-	l.file, l.torn, l.suspect = f, torn, false
-	if err := errors.Join(old.Sync(), old.Close()); err != nil {
-		return fmt.Errorf("audit log: the old file may miss its last records: %w", err)
-	}
-	return nil
-}
-
 // Stats returns the counts so far.
 func (l *Log) Stats() Stats {
 	return Stats{
@@ -445,6 +354,11 @@ func (l *Log) Stats() Stats {
 		Lost:     l.lost.Load(),
 		Writes:   l.writes.Load(),
 		Syncs:    l.syncs.Load(),
+
+		Rotations:          l.rotations.Load(),
+		Checkpoints:        l.checkpoints.Load(),
+		CheckpointFailures: l.checkpointFailures.Load(),
+		LastCheckpoint:     l.lastCheckpointTime(),
 	}
 }
 
@@ -461,7 +375,7 @@ func (l *Log) Close() error {
 
 	l.leaders.Wait()
 	close(l.stop)
-	<-l.done
+	l.ended.Wait()
 
 	l.writing.Lock()
 	defer l.writing.Unlock()

@@ -31,7 +31,11 @@ func child(t *testing.T, name, path string) *exec.Cmd {
 // childAcknowledges records events from four goroutines for ever, and prints
 // the id of each once Record has returned.
 func childAcknowledges() {
-	l, err := Open(context.Background(), Config{Path: os.Getenv("AUDIT_TEST_PATH")})
+	var rotate int64
+	if os.Getenv("AUDIT_TEST_CHILD") == "rotate" {
+		rotate = 4 << 10
+	}
+	l, err := Open(context.Background(), Config{Path: os.Getenv("AUDIT_TEST_PATH"), RotateSize: rotate})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -89,6 +93,73 @@ func TestKilledProcessLeavesEveryAcknowledgedRecord(t *testing.T) {
 	if len(acknowledged) < 500 {
 		t.Errorf("only %d records were acknowledged: the test has shown little", len(acknowledged))
 	}
+	if r := verified(t, VerifyOptions{}, path); !r.Good || len(r.Chains) != 1 {
+		t.Errorf("after the kills: %+v", r)
+	}
+}
+
+// TestKilledWhileItRotatesLeavesOneChain kills a process that rotates all the
+// time, again and again.
+func TestKilledWhileItRotatesLeavesOneChain(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	acknowledged := 0
+	for round := range 12 {
+		cmd := child(t, "rotate", path)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for n := 0; lines.Scan(); n++ {
+			acknowledged++
+			if n == 50+37*round { // somewhere in a file
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		_ = cmd.Wait() // it was killed
+	}
+	// What the last one left is put right by the next.
+	l, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(path + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := 0
+	for _, f := range files {
+		written += len(ids(t, f, torn(t, f)...))
+	}
+	r := verified(t, VerifyOptions{}, files...)
+	if !r.Good || len(r.Chains) != 1 || r.Chains[0].First != 1 {
+		t.Errorf("got %+v", r)
+	}
+	if written < acknowledged || len(files) < 3 {
+		t.Errorf("%d records in %d files, %d were acknowledged", written, len(files), acknowledged)
+	}
+	t.Logf("%d records in %d files, %d of no chain", written, len(files), len(r.Notes))
+}
+
+// torn are the lines of a file that are no links.
+func torn(t testing.TB, path string) (lines []string) {
+	t.Helper()
+	for _, line := range linesOf(t, path) {
+		line = strings.TrimSuffix(line, "\n")
+		if _, ok := parseChained([]byte(line)); !ok {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 // childFillsDisk records while the largest allowed file size, which stands in
@@ -211,7 +282,7 @@ func TestStandardOutputGetsWholeLines(t *testing.T) {
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		got = append(got, lines.Text())
 	}
-	if len(got) != 3 || !strings.Contains(got[0], `"client_id":"a"`) || !strings.Contains(got[1], `"client_id":"b"`) || got[2] != "still open" {
-		t.Errorf("got %q, want the lines of a and b, and one of ours", got)
+	if len(got) != 4 || !strings.Contains(got[0], `"log":"opened"`) || !strings.Contains(got[1], `"client_id":"a"`) || !strings.Contains(got[2], `"client_id":"b"`) || got[3] != "still open" {
+		t.Errorf("got %q, want the beginning, the lines of a and b, and one of ours", got)
 	}
 }

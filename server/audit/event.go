@@ -79,7 +79,8 @@ type Event struct {
 }
 
 // lineVersion is the "v" of every line. It changes when a field changes its
-// meaning or goes; new fields do not change it.
+// meaning or goes; new fields do not change it, nor do lines of another kind,
+// which have no outcome.
 const lineVersion = 1
 
 // maxText is the longest text of a field, in bytes before escaping.
@@ -87,11 +88,7 @@ const maxText = 1024
 
 // appendLine appends e as one line of JSON with its line feed.
 func (e *Event) appendLine(dst []byte) []byte {
-	dst = append(dst, `{"v":`...)
-	dst = strconv.AppendInt(dst, lineVersion, 10)
-	dst = append(dst, `,"time":"`...)
-	dst = e.Time.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000000Z")
-	dst = append(dst, '"')
+	dst = appendTime(dst, e.Time)
 	dst = appendText(dst, "outcome", string(e.Outcome))
 	dst = appendText(dst, "reason", e.Reason)
 	dst = appendText(dst, "caller", e.Caller)

@@ -17,27 +17,32 @@ type file interface {
 	takeBack(n int64) error
 	// isAt reports whether path still leads to this file.
 	isAt(path string) bool
+	// mode is that of the file, 0 if there is none.
+	mode() fs.FileMode
 }
 
 // regular is a file on a disk that nobody else appends to.
 type regular struct{ *os.File }
 
-// openFile opens or creates the file at path and locks it. torn says that it
-// ends within a line.
-func openFile(path string) (f regular, torn bool, err error) {
+// openFile opens or creates the file at path and locks it. A rotation that was
+// cut off before its last step is brought to its end.
+func openFile(path string) (f regular, err error) {
 	const flags = os.O_RDWR | os.O_APPEND
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		// Before opening, because opening a pipe would wait for its reader.
-		return regular{}, false, fmt.Errorf("%s is no regular file: name a file, or %q for the standard output", path, Stdout)
+		return regular{}, fmt.Errorf("%s is no regular file: name a file, or %q for the standard output", path, Stdout)
 	}
-	created := false
 	osf, err := os.OpenFile(path, flags, 0)
+	created := false
 	if errors.Is(err, fs.ErrNotExist) {
+		if osf, err = os.OpenFile(path+nextSuffix, flags, 0); err == nil {
+			return finishRotation(regular{osf}, path)
+		}
 		created = true
 		osf, err = os.OpenFile(path, flags|os.O_CREATE, 0o600)
 	}
 	if err != nil {
-		return regular{}, false, fmt.Errorf("%w: the folder must exist, and this user must be able to read and write the file", err)
+		return regular{}, fmt.Errorf("%w: the folder must exist, and this user must be able to read and write the file", err)
 	}
 	f = regular{osf}
 	defer func() {
@@ -45,34 +50,38 @@ func openFile(path string) (f regular, torn bool, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	if err := lock(osf); errors.Is(err, ErrInUse) {
-		return f, false, fmt.Errorf("%w: %s, probably by a second service: give each its own file", ErrInUse, path)
-	} else if err != nil {
-		return f, false, fmt.Errorf("%s cannot be locked: name a file on a local disk (%w)", path, err)
+	if err := f.lock(path); err != nil {
+		return f, err
 	}
 	if created {
-		if err := syncFolder(filepath.Dir(path)); err != nil {
-			return f, false, err
-		}
+		return f, syncFolder(filepath.Dir(path))
 	}
-	torn, err = endsTorn(osf)
-	return f, torn, err
+	return f, nil
 }
 
-// endsTorn reports whether f's last byte is no line feed.
-func endsTorn(f *os.File) (bool, error) {
-	info, err := f.Stat()
+// finishRotation gives the file of a rotation its name.
+func finishRotation(f regular, path string) (regular, error) {
+	err := f.lock(path)
+	if err == nil {
+		err = os.Rename(path+nextSuffix, path)
+	}
+	if err == nil {
+		err = syncFolder(filepath.Dir(path))
+	}
 	if err != nil {
-		return false, err
+		return f, errors.Join(err, f.Close())
 	}
-	if info.Size() == 0 {
-		return false, nil
+	return f, nil
+}
+
+// lock locks the file, which is or will be at path.
+func (f regular) lock(path string) error {
+	if err := lock(f.File); errors.Is(err, ErrInUse) {
+		return fmt.Errorf("%w: %s, probably by a second service: give each its own file", ErrInUse, path)
+	} else if err != nil {
+		return fmt.Errorf("%s cannot be locked: name a file on a local disk (%w)", path, err)
 	}
-	last := make([]byte, 1)
-	if _, err := f.ReadAt(last, info.Size()-1); err != nil {
-		return false, err
-	}
-	return last[0] != '\n', nil
+	return nil
 }
 
 // syncFolder makes a new file's name last: fsync(2) of the file alone does not
@@ -105,6 +114,14 @@ func (f regular) isAt(path string) bool {
 	return err == nil && os.SameFile(mine, there)
 }
 
+func (f regular) size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
 func (f regular) mode() fs.FileMode {
 	info, err := f.Stat()
 	if err != nil {
@@ -120,6 +137,7 @@ func (stdout) Write(p []byte) (int, error) { return os.Stdout.Write(p) }
 func (stdout) Sync() error                 { return nil }
 func (stdout) Close() error                { return nil }
 func (stdout) isAt(string) bool            { return true }
+func (stdout) mode() fs.FileMode           { return 0 }
 
 func (stdout) takeBack(int64) error {
 	return errors.New("what was written to the standard output cannot be taken back")

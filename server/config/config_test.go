@@ -101,7 +101,7 @@ func TestMinimalConfigGetsTheDefaults(t *testing.T) {
 		Limits:  Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5},
 		Tracing: Tracing{Sample: 0.01},
 
-		Audit: Audit{Path: in(t, "audit.log"), Sync: "group", OnFailure: "deny"},
+		Audit: Audit{Path: in(t, "audit.log"), Sync: "group", OnFailure: "deny", FlushEvery: 50 * time.Millisecond},
 		Backends: map[string]Backend{"hsm": {PKCS11: &PKCS11{
 			Module: "/usr/lib/softhsm/libsofthsm2.so", Token: "bulla", PINFile: in(t, "pin"), Isolation: "none",
 		}}},
@@ -138,7 +138,12 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 		Limits:  Limits{Registrations: 1000, FirstFetches: 20, FirstFetchesPerHost: 1},
 		Tracing: Tracing{Endpoint: "otel-collector.example.com:4317", CAFile: in(t, "collector-ca.crt"), Sample: 0.5},
 
-		Audit: Audit{Path: "-", Sync: "group", OnFailure: "continue"},
+		Audit: Audit{
+			Path: "-", Sync: "group", OnFailure: "continue", FlushEvery: 200 * time.Millisecond,
+			Checkpoint: &AuditCheckpoint{
+				Location: "hsm:object=audit-1", Algorithm: kms.ES384, EveryLines: 50, Every: 10 * time.Second, Key: KeyRef{"hsm", "object=audit-1"},
+			},
+		},
 		Backends: map[string]Backend{
 			"hsm": {PKCS11: &PKCS11{
 				Module: "/usr/lib/softhsm/libsofthsm2.so", Token: "bulla", Serial: "0123456789abcdef", PINFile: in(t, "pin"),
@@ -202,6 +207,9 @@ func TestPostgresTakesThePlaceOfTheFile(t *testing.T) {
 	}
 	if c.StateDir != in(t, ".") || c.Cache.Memory != minMemory || c.Limits != (Limits{Registrations: 100, FirstFetches: 3, FirstFetchesPerHost: 0.5}) {
 		t.Errorf("got state_dir %s, cache %+v, limits %+v", c.StateDir, c.Cache, c.Limits)
+	}
+	if c.Audit.RotateSize != 100<<20 || c.Audit.Checkpoint != nil {
+		t.Errorf("got audit %+v", c.Audit)
 	}
 	data := strings.ReplaceAll(minimal(t), "\nbackends:", "\nstore: {postgres: {dsn_file: dsn}}\nbackends:")
 	c, err := Parse("bulla.yaml", []byte(data))

@@ -20,7 +20,8 @@ import (
 //
 // Fields are named by their tag `yaml`. Strings tagged `is:"path"` are made
 // absolute, as are those tagged `is:"path or -"` unless they are "-", and those
-// tagged `is:"path of a DSN"`, which must not be the DSN itself.
+// tagged `is:"path of a DSN"`, which must not be the DSN itself. A Size tagged
+// `is:"size or nothing"` may be "".
 type decoder struct {
 	file, folder string
 	problems     Problems
@@ -129,7 +130,7 @@ func (d *decoder) value(n *yaml.Node, path string, v reflect.Value, is string) {
 		d.duration(n, path, v)
 		return
 	case reflect.TypeFor[Size]():
-		d.size(n, path, v)
+		d.size(n, path, v, is)
 		return
 	}
 	switch v.Kind() {
@@ -352,8 +353,11 @@ func (d *decoder) duration(n *yaml.Node, path string, v reflect.Value) {
 	}
 }
 
-func (d *decoder) size(n *yaml.Node, path string, v reflect.Value) {
-	if n == nil {
+// orNothing is the tag of a size that can be "".
+const orNothing = "size or nothing"
+
+func (d *decoder) size(n *yaml.Node, path string, v reflect.Value, is string) {
+	if n == nil || is == orNothing && n.Kind == yaml.ScalarNode && n.Tag == "!!str" && n.Value == "" {
 		return
 	}
 	size, ok := parseSize(n.Value)

@@ -163,12 +163,40 @@ type Audit struct {
 	// Path of the file, which is created if it is missing; "-" is the standard
 	// output. Default: audit.log.
 	Path string `yaml:"path" is:"path or -"`
-	// Sync is SyncGroup, which syncs every 50 ms, or SyncAlways, which syncs
-	// before each reply. Default: SyncGroup.
+	// Sync is SyncGroup, which syncs every FlushEvery, or SyncAlways, which
+	// syncs before each reply. Default: SyncGroup.
 	Sync string `yaml:"sync"`
 	// OnFailure is OnFailureDeny, which denies calls that cannot be recorded,
 	// or OnFailureContinue. Default: OnFailureDeny.
 	OnFailure string `yaml:"on_failure"`
+	// FlushEvery is what a loss of power can cost with SyncGroup: 1ms to 10s.
+	// Default: 50ms.
+	FlushEvery time.Duration `yaml:"flush_every"`
+	// RotateSize is how large the file may grow before it is renamed and
+	// another begun: 64KiB or more, or "" for as large as it gets, until
+	// somebody renames it and sends SIGHUP. Default: "".
+	RotateSize Size `yaml:"rotate_size" is:"size or nothing"`
+	// Checkpoint has the log signed. Default: it is not, and then whoever can
+	// rewrite the whole file can do so unseen.
+	Checkpoint *AuditCheckpoint `yaml:"checkpoint"`
+}
+
+// AuditCheckpoint says how the audit log is signed.
+type AuditCheckpoint struct {
+	// Location is the place of the key, as that of a signing key. The key does
+	// nothing else: it is none of an issuer's and wraps nothing. Required.
+	Location string `yaml:"key"`
+	// Algorithm is the JWS alg of the key. Default: ES256.
+	Algorithm kms.Algorithm `yaml:"algorithm"`
+	// EveryLines is after how many lines the log is signed, 1 to 50000. Default:
+	// 1000.
+	EveryLines int `yaml:"every_lines"`
+	// Every is how long after the last signature it is signed if there were
+	// lines: 1s or more. Default: 1m.
+	Every time.Duration `yaml:"every"`
+
+	// Key is Location parsed.
+	Key KeyRef
 }
 
 // Backend is one place of signing keys. Exactly one field is set.
@@ -468,7 +496,11 @@ func defaultLimits() Limits {
 }
 
 func (a *Audit) setDefaults() {
-	a.Path, a.Sync, a.OnFailure = "audit.log", SyncGroup, OnFailureDeny
+	a.Path, a.Sync, a.OnFailure, a.FlushEvery = "audit.log", SyncGroup, OnFailureDeny, 50*time.Millisecond
+}
+
+func (a *AuditCheckpoint) setDefaults() {
+	a.Algorithm, a.EveryLines, a.Every = kms.ES256, 1000, time.Minute
 }
 
 func (p *PKCS11) setDefaults() { p.Isolation = IsolationNone }

@@ -36,6 +36,7 @@ func validate(c *Config, d *decoder) {
 	v.tracing()
 	v.issuers()
 	v.keysAreBoundOnce()
+	v.checkpoint()
 	v.grants()
 }
 
@@ -198,17 +199,6 @@ func (v *validator) maxLag() {
 	} else if lag < leastSharedLag {
 		v.add("store.max_lag", fmt.Sprintf("%v is too short for a database: a replica looks for changes twice a second and calls what it knows stale after 2s, so that a short stall would have it refuse all calls", lag),
 			fmt.Sprintf("write %v or more; minutes let an outage pass", leastSharedLag))
-	}
-}
-
-func (v *validator) audit() {
-	a := v.c.Audit
-	if v.required("audit.path", a.Path, `name the file, or "-" for the standard output`) && a.Path == v.c.Store.Bolt.Path {
-		v.add("audit.path", "this is the file of store.bolt too", "give each its own")
-	}
-	v.oneOf("audit.on_failure", a.OnFailure, OnFailureDeny, OnFailureContinue)
-	if v.oneOf("audit.sync", a.Sync, SyncGroup, SyncAlways) && a.Sync == SyncAlways && a.Path == "-" {
-		v.add("audit.sync", "the standard output cannot be synced", "write sync: group, or name a file")
 	}
 }
 
@@ -724,20 +714,20 @@ func (v *validator) keysAreBoundOnce() {
 
 // wraps reports whether a key is one that wraps, as far as its location tells.
 func (v *validator) wraps(ref KeyRef) bool {
-	for _, w := range append([]KeyRef{v.c.Wrapping.Ref()}, v.c.Wrapping.FormerKeys...) {
-		if ref == w {
-			return true
-		}
-		if ref.Backend != w.Backend || v.c.Backends[ref.Backend].PKCS11 == nil {
-			continue
-		}
-		a, problemA := pkcs11Attributes(ref.Ref)
-		b, problemB := pkcs11Attributes(w.Ref)
-		if problemA == nil && problemB == nil && a["object"] == b["object"] && a["id"] == b["id"] {
-			return true
-		}
+	return slices.ContainsFunc(append([]KeyRef{v.c.Wrapping.Ref()}, v.c.Wrapping.FormerKeys...), func(w KeyRef) bool { return v.same(ref, w) })
+}
+
+// same reports whether two locations are of one key, as far as they tell.
+func (v *validator) same(a, b KeyRef) bool {
+	if a == b {
+		return true
 	}
-	return false
+	if a.Backend != b.Backend || v.c.Backends[a.Backend].PKCS11 == nil {
+		return false
+	}
+	x, problemX := pkcs11Attributes(a.Ref)
+	y, problemY := pkcs11Attributes(b.Ref)
+	return problemX == nil && problemY == nil && x["object"] == y["object"] && x["id"] == y["id"]
 }
 
 // clockSkew is what the clocks of replicas and verifiers may differ by.
