@@ -20,20 +20,26 @@ func bareClientKey(reg *registry.Registration) *bullav1.ClientKey {
 		Legacy:    reg.Legacy,
 		X5T:       reg.X5T,
 	}
-	for _, s := range reg.Settings {
-		key.Settings = append(key.Settings, responseSetting(s))
-	}
+	key.Settings = responseSettings(reg.Settings)
+	key.PendingChange = barePendingChange(reg)
 	return key
 }
 
-// clientKey is a registration and its status as the API shows them.
+// clientKey is a registration and its status as the API shows them, without the
+// status of what waits.
 func clientKey(reg *registry.Registration, status *keycache.Status) *bullav1.ClientKey {
 	key := bareClientKey(reg)
 	key.State, key.StateReason, key.StateSince = stateOf(status.State), status.Reason, timestamp(status.Since)
 	key.FetchedAt, key.NextRefreshAt = timestamp(status.FetchedAt), timestamp(status.NextRefreshAt)
 	key.ExpiresAt, key.Warnings = timestamp(status.ExpiresAt), status.Warnings
+	key.ChosenKeys = chosenKeys(status)
+	return key
+}
+
+func chosenKeys(status *keycache.Status) []*bullav1.ChosenKey {
+	var list []*bullav1.ChosenKey
 	for _, r := range status.Recipients {
-		key.ChosenKeys = append(key.ChosenKeys, &bullav1.ChosenKey{
+		list = append(list, &bullav1.ChosenKey{
 			TokenKind:           kindOf(string(r.Setting.Kind)),
 			KeyId:               r.KeyID(),
 			Thumbprint:          r.Thumbprint,
@@ -41,7 +47,15 @@ func clientKey(reg *registry.Registration, status *keycache.Status) *bullav1.Cli
 			ContentEncryption:   string(r.ContentEncryption()),
 		})
 	}
-	return key
+	return list
+}
+
+func responseSettings(settings []registry.Setting) []*bullav1.ResponseSetting {
+	var list []*bullav1.ResponseSetting
+	for _, s := range settings {
+		list = append(list, responseSetting(s))
+	}
+	return list
 }
 
 func responseSetting(s registry.Setting) *bullav1.ResponseSetting {
@@ -86,6 +100,14 @@ func stateOf(state keycache.State) bullav1.ClientKeyState {
 		return bullav1.ClientKeyState_CLIENT_KEY_STATE_NO_USABLE_KEY
 	}
 	return bullav1.ClientKeyState_CLIENT_KEY_STATE_UNSPECIFIED
+}
+
+func keyVerdicts(e *keycache.Explanation) []*bullav1.KeyVerdict {
+	var list []*bullav1.KeyVerdict
+	for _, v := range e.Verdicts {
+		list = append(list, keyVerdict(v))
+	}
+	return list
 }
 
 func keyVerdict(v jwks.Verdict) *bullav1.KeyVerdict {

@@ -24,6 +24,8 @@ import (
 type ClientKeys interface {
 	Check(ctx context.Context, reg *registry.Registration) (*keycache.Status, error)
 	Status(ctx context.Context, reg *registry.Registration) (*keycache.Status, error)
+	Upcoming(ctx context.Context, reg *registry.Registration) (*keycache.Status, error)
+	Prepare(ctx context.Context, reg *registry.Registration) error
 	Explain(ctx context.Context, reg *registry.Registration, kind registry.TokenKind) (*keycache.Explanation, error)
 	Refresh(ctx context.Context, reg *registry.Registration) (*keycache.Status, error)
 	Keep(ctx context.Context, uri string) error
@@ -39,7 +41,8 @@ type Secrets interface {
 // clientKeyService is ClientKeyService.
 //
 // A change is put on record before it takes effect, and a failure after that
-// leaves a second line that says so: a change without a line cannot happen.
+// leaves a second line that says so: a change without a line cannot happen. One
+// that waits has a third when it takes effect: see keyChanges.
 type clientKeyService struct {
 	bullav1.UnsafeClientKeyServiceServer
 	gate    gate
@@ -47,7 +50,8 @@ type clientKeyService struct {
 	keys    ClientKeys
 	secrets Secrets
 	watches *watch.Hub
-	looks   looks // of those who watch
+	changes *keyChanges // nil for none
+	looks   looks       // of those who watch
 	// generating holds a token for each RSA key pair that is being made.
 	generating chan struct{}
 	// checkURI decides from a jwks_uri's text alone: fetch.Client.
@@ -81,12 +85,11 @@ func (s *clientKeyService) RegisterClientKey(ctx context.Context, req *bullav1.R
 	if err != nil {
 		return nil, err
 	}
-	status, err := s.keys.Status(ctx, stored)
+	key, err := s.shown(ctx, stored)
 	if err != nil {
 		return nil, err
 	}
-	key := clientKey(stored, status)
-	key.Warnings = append(key.Warnings, w.warnings...)
+	key.Warnings = append(append(key.Warnings, w.warnings...), waits(key)...)
 	return &bullav1.RegisterClientKeyResponse{ClientKey: key}, nil
 }
 
@@ -128,14 +131,25 @@ func (s *clientKeyService) register(ctx context.Context, e *entry, w *wish) (*re
 	if err := e.allowChange(ctx, w, decision.Change); err != nil {
 		return nil, err
 	}
-	status, err := s.check(ctx, e, &decision.Record)
-	if errors.Is(err, keycache.ErrUnavailable) && w.allowUnfetched {
-		err = nil
-	}
+	status, err := s.tryOut(ctx, e, w, decision)
 	if err != nil {
 		return nil, err
 	}
 	return s.change(ctx, e, current, decision, status)
+}
+
+// tryOut tries out what is to be registered. What is in force is not tried out
+// again to take back what would follow on it: that must work while a client's host
+// is down.
+func (s *clientKeyService) tryOut(ctx context.Context, e *entry, w *wish, d registry.Decision) (*keycache.Status, error) {
+	if d.Change == registry.Cancel {
+		return s.keys.Status(ctx, &d.Record)
+	}
+	status, err := s.check(ctx, e, &d.Record)
+	if errors.Is(err, keycache.ErrUnavailable) && w.allowUnfetched {
+		return status, nil
+	}
+	return status, err
 }
 
 // count counts a registration. One that is refused later counts too: to read it
@@ -187,7 +201,19 @@ func (s *clientKeyService) current(ctx context.Context, e *entry) (*registry.Reg
 // live is the stored record of a client that is registered.
 func (s *clientKeyService) live(ctx context.Context, e *entry) (*registry.Registration, error) {
 	reg, err := s.store.Get(ctx, e.issuer.Name(), e.clientID)
-	if err == nil && reg.Deleted {
+	if err == nil {
+		err = reg.Missing()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return reg, nil
+}
+
+// known is live, or a client that was deleted and whose registration anew waits.
+func (s *clientKeyService) known(ctx context.Context, e *entry) (*registry.Registration, error) {
+	reg, err := s.store.Get(ctx, e.issuer.Name(), e.clientID)
+	if err == nil && reg.Deleted && reg.Pending == nil {
 		err = registry.ErrNotFound
 	}
 	if err != nil {
@@ -196,19 +222,22 @@ func (s *clientKeyService) live(ctx context.Context, e *entry) (*registry.Regist
 	return reg, nil
 }
 
-// change puts a decision on record, stores it, and makes it take effect.
+// change puts a decision on record, stores it, and makes it take effect, or wait.
 // status is that of the new keys; nil if there are none.
 func (s *clientKeyService) change(ctx context.Context, e *entry, before *registry.Registration, d registry.Decision, status *keycache.Status) (*registry.Registration, error) {
+	if delay := e.issuer.KeyChangeDelay(); delay > 0 {
+		d.Postpone(before, time.Now().Add(delay))
+	}
 	event := e.event
 	event.Outcome, event.Revision = audit.Changed, d.Expect+1
-	event.NewThumbprint, event.KeySource = thumbprints(&d.Record, status), keySource(&d.Record)
-	event.Settings = settingsOf(&d.Record)
-	if before != nil && !before.Deleted && !before.Tampered {
-		old, err := s.inUse(ctx, before)
-		if err != nil {
-			return nil, err
-		}
-		event.OldThumbprint = old
+	becomes := &d.Record
+	if d.Record.Pending != nil {
+		becomes, event.EffectiveAt = d.Record.Successor(), d.Record.Pending.EffectiveAt
+	}
+	event.NewThumbprint, event.KeySource = thumbprints(becomes, status), keySource(becomes)
+	event.Settings = settingsOf(becomes)
+	if err := s.recordBefore(ctx, &event, before); err != nil {
+		return nil, err
 	}
 	if err := e.auditor.Record(ctx, event); err != nil {
 		return nil, err
@@ -217,6 +246,7 @@ func (s *clientKeyService) change(ctx context.Context, e *entry, before *registr
 	// Also after an error: the write may have happened all the same.
 	s.keys.Invalidate(e.issuer.Name(), e.clientID)
 	s.watches.ClientChanged(e.issuer.Name(), e.clientID)
+	s.changes.ClientChanged(e.issuer.Name(), e.clientID)
 	if err != nil {
 		event.Outcome, event.Reason = audit.Failed, Reason(err)
 		return nil, errors.Join(err, e.auditor.Record(ctx, event))
@@ -225,14 +255,45 @@ func (s *clientKeyService) change(ctx context.Context, e *entry, before *registr
 	return stored, nil
 }
 
-// keep stores the key set behind a registration, so that a restart needs no
-// fetch. Without it the registration is in force all the same.
-func (s *clientKeyService) keep(ctx context.Context, reg *registry.Registration) {
-	if reg.Source.JWKSURI == "" {
-		return
+// recordBefore notes the keys that were in use before a change, and those that
+// were to follow on them.
+func (s *clientKeyService) recordBefore(ctx context.Context, event *audit.Event, before *registry.Registration) error {
+	if before == nil || before.Tampered {
+		return nil
 	}
-	if err := s.keys.Keep(ctx, reg.Source.JWKSURI); err != nil {
-		s.log.WarnContext(ctx, "key set not stored", "issuer", reg.Issuer, "client_id", reg.ClientID, "error", err)
+	if !before.Deleted {
+		old, err := s.inUse(ctx, before)
+		if err != nil {
+			return err
+		}
+		event.OldThumbprint = old
+	}
+	if before.Pending == nil {
+		return nil
+	}
+	dropped, err := s.keys.Upcoming(ctx, before)
+	if err != nil {
+		return err
+	}
+	event.DroppedThumbprint = thumbprints(before.Successor(), dropped)
+	return nil
+}
+
+// keep stores the key sets behind a registration, and behind what waits, so that
+// a restart needs no fetch. Without them the registration is in force all the
+// same.
+func (s *clientKeyService) keep(ctx context.Context, reg *registry.Registration) {
+	uris := []string{reg.Source.JWKSURI}
+	if reg.Pending != nil {
+		uris = append(uris, reg.Pending.Source.JWKSURI)
+	}
+	for _, uri := range uris {
+		if uri == "" {
+			continue
+		}
+		if err := s.keys.Keep(ctx, uri); err != nil {
+			s.log.WarnContext(ctx, "key set not stored", "issuer", reg.Issuer, "client_id", reg.ClientID, "error", err)
+		}
 	}
 }
 
@@ -310,15 +371,15 @@ func (s *clientKeyService) GetClientKey(ctx context.Context, req *bullav1.GetCli
 	if err := e.allow(ctx, authz.ReadClientKeys); err != nil {
 		return nil, err
 	}
-	reg, err := s.live(ctx, e)
+	reg, err := s.known(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	status, err := s.keys.Status(ctx, reg)
+	key, err := s.shown(ctx, reg)
 	if err != nil {
 		return nil, err
 	}
-	return &bullav1.GetClientKeyResponse{ClientKey: clientKey(reg, status)}, nil
+	return &bullav1.GetClientKeyResponse{ClientKey: key}, nil
 }
 
 // Bounds of a page of ListClientKeys.
@@ -377,7 +438,11 @@ func (s *clientKeyService) ListClientKeys(ctx context.Context, req *bullav1.List
 			return nil, err
 		}
 		if want := req.GetState(); want == bullav1.ClientKeyState_CLIENT_KEY_STATE_UNSPECIFIED || want == stateOf(status.State) {
-			res.ClientKeys = append(res.ClientKeys, clientKey(reg, status))
+			key, err := s.shownWith(ctx, reg, status)
+			if err != nil {
+				return nil, err
+			}
+			res.ClientKeys = append(res.ClientKeys, key)
 		}
 	}
 	if more {
@@ -474,7 +539,11 @@ func (s *clientKeyService) RefreshClientKey(ctx context.Context, req *bullav1.Re
 	if err := e.auditor.Record(ctx, event); err != nil {
 		return nil, err
 	}
-	return &bullav1.RefreshClientKeyResponse{ClientKey: clientKey(reg, status)}, nil
+	key, err := s.shownWith(ctx, reg, status)
+	if err != nil {
+		return nil, err
+	}
+	return &bullav1.RefreshClientKeyResponse{ClientKey: key}, nil
 }
 
 // inUse lists the keys in use of a registered client, for the record.
@@ -499,20 +568,18 @@ func (s *clientKeyService) ExplainClientKey(ctx context.Context, req *bullav1.Ex
 	if err := c.err(); err != nil {
 		return nil, err
 	}
-	reg, err := s.live(ctx, e)
+	reg, err := s.known(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	explained, err := s.keys.Explain(ctx, reg, registry.TokenKind(kind))
-	if err != nil {
-		return nil, err
+	res := &bullav1.ExplainClientKeyResponse{}
+	if !reg.Deleted {
+		explained, err := s.keys.Explain(ctx, reg, registry.TokenKind(kind))
+		if err != nil {
+			return nil, err
+		}
+		res.Setting, res.FetchedAt, res.Keys = responseSetting(explained.Setting), timestamp(explained.FetchedAt), keyVerdicts(explained)
 	}
-	res := &bullav1.ExplainClientKeyResponse{
-		Setting:   responseSetting(explained.Setting),
-		FetchedAt: timestamp(explained.FetchedAt),
-	}
-	for _, v := range explained.Verdicts {
-		res.Keys = append(res.Keys, keyVerdict(v))
-	}
-	return res, nil
+	res.Pending, err = s.explainPending(ctx, reg, registry.TokenKind(kind))
+	return res, err
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,7 +32,11 @@ import (
 type keys struct {
 	invalidated []string
 	checked     int
-	state       func(*registry.Registration) *keycache.Status // nil: fine
+
+	mu       sync.Mutex
+	prepared []string                                      // guarded by mu
+	unready  error                                         // what Prepare returns
+	state    func(*registry.Registration) *keycache.Status // nil: fine
 }
 
 func (k *keys) Check(ctx context.Context, reg *registry.Registration) (*keycache.Status, error) {
@@ -40,6 +45,9 @@ func (k *keys) Check(ctx context.Context, reg *registry.Registration) (*keycache
 }
 
 func (k *keys) Status(_ context.Context, reg *registry.Registration) (*keycache.Status, error) {
+	if reg.Deleted { // and registered anew, as the cache
+		return &keycache.Status{State: keycache.NoUsableKey, Reason: reg.Missing().Error()}, nil
+	}
 	status := &keycache.Status{State: keycache.Ready}
 	if k.state != nil {
 		status = k.state(reg)
@@ -50,6 +58,21 @@ func (k *keys) Status(_ context.Context, reg *registry.Registration) (*keycache.
 		}
 	}
 	return status, nil
+}
+
+func (k *keys) Upcoming(ctx context.Context, reg *registry.Registration) (*keycache.Status, error) {
+	next := reg.Successor()
+	if next == nil {
+		return nil, nil //nolint:nilnil // as the cache
+	}
+	return k.Status(ctx, next)
+}
+
+func (k *keys) Prepare(_ context.Context, reg *registry.Registration) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.prepared = append(k.prepared, reg.ClientID)
+	return k.unready
 }
 
 func (k *keys) Explain(context.Context, *registry.Registration, registry.TokenKind) (*keycache.Explanation, error) {

@@ -60,13 +60,14 @@ func (s *clientKeyService) GenerateClientKey(ctx context.Context, req *bullav1.G
 	if err != nil {
 		return nil, err
 	}
-	status, err := s.keys.Status(ctx, stored)
+	key, err := s.shown(ctx, stored)
 	if err != nil {
 		// The key is registered, and this is the only time that its private
 		// half can be had.
 		return &bullav1.GenerateClientKeyResponse{ClientKey: bareClientKey(stored), PrivateJwk: private}, nil //nolint:nilerr // as the comment says
 	}
-	return &bullav1.GenerateClientKeyResponse{ClientKey: clientKey(stored, status), PrivateJwk: private}, nil
+	key.Warnings = append(key.Warnings, waits(key)...)
+	return &bullav1.GenerateClientKeyResponse{ClientKey: key, PrivateJwk: private}, nil
 }
 
 // mayGenerate looks whether the key that is to be made would be registered: it

@@ -70,17 +70,47 @@ func (s *clientKeyService) sealed(ctx context.Context, current *registry.Registr
 	if err != nil || material.Empty() {
 		return nil, err
 	}
-	if current != nil && current.Source.Secret != nil && current.Source.Secret.ExpiresAt.Equal(w.expires) {
-		kept, err := s.secrets.Open(ctx, current)
-		switch {
-		case errors.Is(err, registry.ErrTampered): // to be replaced
-		case err != nil:
-			return nil, err
-		case kept.Equal(material):
-			return current.Source.Secret, nil
-		}
+	kept, err := s.keptSecret(ctx, current, w, material)
+	if err != nil || kept != nil {
+		return kept, err
 	}
 	return s.secrets.Seal(ctx, w.record.Issuer, w.record.ClientID, material, w.expires)
+}
+
+// keptSecret is what is stored of a client's secret already, in force or with a
+// change that waits, if it holds just that material; nil if not.
+func (s *clientKeyService) keptSecret(ctx context.Context, current *registry.Registration, w *wish, material *secrets.Material) (*registry.Secret, error) {
+	if current == nil {
+		return nil, nil //nolint:nilnil // as the comment says
+	}
+	var found *registry.Secret
+	for _, stored := range []*registry.Registration{current, current.Successor()} {
+		if stored == nil || stored.Source.Secret == nil || !stored.Source.Secret.ExpiresAt.Equal(w.expires) {
+			continue
+		}
+		kept, err := s.secrets.Open(ctx, stored)
+		switch {
+		case errors.Is(err, registry.ErrTampered): // to be replaced
+			continue
+		case err != nil:
+			return nil, err
+		case !kept.Equal(material):
+			continue
+		}
+		// Both may hold it, sealed apart. Then it is that of the registration
+		// that is wanted.
+		want := w.record
+		want.Source.Secret = stored.Source.Secret
+		if found == nil || registry.Same(stored, &want) {
+			found = stored.Source.Secret
+		}
+	}
+	return found, nil
+}
+
+// keepsSecret reports whether something is stored of a client's secret.
+func keepsSecret(reg *registry.Registration) bool {
+	return reg.Source.Secret != nil || reg.Pending != nil && reg.Pending.Source.Secret != nil
 }
 
 // recordGuess puts on record that a secret was held against the one that a
@@ -88,7 +118,7 @@ func (s *clientKeyService) sealed(ctx context.Context, current *registry.Registr
 // whoever may create clients can ask whether a guess is right: neither answer
 // goes unseen, and none is given that cannot be recorded.
 func (e *entry) recordGuess(ctx context.Context, w *wish, current *registry.Registration, decided error) error {
-	if w.secret == "" || current.Source.Secret == nil {
+	if w.secret == "" || !keepsSecret(current) {
 		return nil
 	}
 	event := e.event

@@ -56,10 +56,13 @@ type Config struct {
 	// Reflection serves the API's description.
 	Reflection bool
 
-	Issuers     *issuer.Directory
-	Sealer      Sealer
-	Authorizer  Authorizer
-	Store       registry.Store
+	Issuers    *issuer.Directory
+	Sealer     Sealer
+	Authorizer Authorizer
+	Store      registry.Store
+	// Waits is what Store can do for changes of clients that wait. Default: none
+	// wait.
+	Waits       registry.Waits
 	ClientKeys  ClientKeys
 	Secrets     Secrets
 	SigningKeys SigningKeys
@@ -87,6 +90,8 @@ type Server struct {
 	log    *slog.Logger
 	grpc   *grpc.Server
 	health *health.Server
+	// changes tells of changes of clients that waited and take effect; nil for none.
+	changes *keyChanges
 
 	stopping atomic.Bool // from Shutdown on
 	streams  *streams    // of tokens; Shutdown ends them
@@ -110,6 +115,11 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Issuers == nil || cfg.Sealer == nil || cfg.Authorizer == nil || cfg.SigningKeys == nil || cfg.Auditor == nil || cfg.Observer == nil || cfg.Watches == nil || !cfg.Replica.complete() {
 		return nil, errors.New("server: a required field of Config is missing")
 	}
+	for _, i := range cfg.Issuers.All() {
+		if i.KeyChangeDelay() > 0 && cfg.Waits == nil {
+			return nil, fmt.Errorf("server: changes of clients of %s wait, and Waits is missing", i.Name())
+		}
+	}
 	limits, err := limit.New(cfg.Limits)
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
@@ -118,6 +128,7 @@ func New(cfg Config) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.changes = newKeyChanges(&cfg, s.log)
 	s.watching, s.endWatches = context.WithCancel(context.Background())
 	creds := insecure.NewCredentials()
 	if cfg.TLS != nil {
@@ -138,7 +149,7 @@ func New(cfg Config) (*Server, error) {
 	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer, streams: s.streams, server: s})
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
-		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, watches: cfg.Watches, generating: make(chan struct{}, maxGenerating),
+		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, watches: cfg.Watches, changes: s.changes, generating: make(chan struct{}, maxGenerating),
 		checkURI: cfg.CheckURI, limits: limits, log: s.log,
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
@@ -163,11 +174,19 @@ func (s *Server) Serve(lis net.Listener) error {
 // keys are probed in the background; looking costs nothing.
 const healthEvery = time.Second
 
-// Run keeps the health service true and watches told until ctx ends. It returns
+// KeyChanges is to be told of what any replica writes, this one among them, and
+// counts the changes of clients that wait.
+func (s *Server) KeyChanges() (told registry.Follower, count func() int) {
+	return s.changes, s.changes.count
+}
+
+// Run keeps the health service true, watches told and changes of clients that wait
+// looked after until ctx ends. It returns
 // nil then.
 func (s *Server) Run(ctx context.Context) error {
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return s.cfg.Watches.Run(ctx) })
+	parts.Go(func() error { return s.changes.run(ctx) })
 	parts.Go(func() error { return s.keepHealth(ctx) })
 	return parts.Wait()
 }

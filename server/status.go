@@ -93,6 +93,7 @@ var table = []row{
 	{kms.ErrKeyDisabled, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
 	{kms.ErrKeyMismatch, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_SIGNING_KEY_UNAVAILABLE, noSigningKey},
 
+	{registry.ErrWaiting, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_CLIENT_NOT_REGISTERED, ""},
 	{registry.ErrNotFound, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_CLIENT_NOT_REGISTERED,
 		"this issuer has no such client: register its key first"},
 	{registry.ErrExists, codes.AlreadyExists, bullav1.ErrorReason_ERROR_REASON_CLIENT_ALREADY_REGISTERED,

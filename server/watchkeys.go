@@ -114,23 +114,32 @@ func (s *clientKeyService) look(ctx context.Context, issuer, clientID string) (*
 	if err != nil {
 		return nil, err
 	}
-	if reg.Deleted {
+	if reg.Deleted && reg.Pending == nil {
 		return &bullav1.WatchClientKeysResponse{ClientKey: bareClientKey(reg), Deleted: true}, nil
 	}
-	status, err := s.keys.Status(ctx, reg)
+	key, err := s.shown(ctx, reg)
 	if err != nil {
 		return nil, err
 	}
-	return &bullav1.WatchClientKeysResponse{ClientKey: clientKey(reg, status)}, nil
+	return &bullav1.WatchClientKeysResponse{ClientKey: key}, nil
 }
 
 // changesByItself is when a client's state changes without anybody's doing; zero
 // if it does not.
 func changesByItself(k *bullav1.ClientKey) time.Time {
-	if k.GetExpiresAt() == nil || k.GetState() == stateOf(keycache.Expired) {
-		return time.Time{}
+	var first time.Time
+	if k.GetExpiresAt() != nil && k.GetState() != stateOf(keycache.Expired) {
+		first = k.GetExpiresAt().AsTime()
 	}
-	return k.GetExpiresAt().AsTime().Add(time.Second) // surely over
+	if p := k.GetPendingChange(); p != nil {
+		if at := p.GetEffectiveAt().AsTime(); first.IsZero() || at.Before(first) {
+			first = at
+		}
+	}
+	if first.IsZero() {
+		return first
+	}
+	return first.Add(time.Second) // surely over
 }
 
 // tellings remembers what a caller was told last of each client: of the most
@@ -169,7 +178,7 @@ func (t *tellings) anew(res *bullav1.WatchClientKeysResponse) bool {
 }
 
 // hash covers what makes two messages of a client differ: the registration, the
-// state and the keys in use, not the times of the last look at a URL and of the
+// state and the keys in use, and what waits; not the times of the last look at a URL and of the
 // next, nor under which number the log has why it failed this time.
 func (t *tellings) hash(res *bullav1.WatchClientKeysResponse) uint64 {
 	k := res.GetClientKey()
@@ -181,8 +190,17 @@ func (t *tellings) hash(res *bullav1.WatchClientKeysResponse) uint64 {
 	if k.GetState() == stateOf(keycache.NoUsableKey) {
 		maphash.WriteComparable(&h, k.GetStateReason())
 	}
-	for _, c := range k.GetChosenKeys() {
-		maphash.WriteComparable(&h, [...]string{kindName(c.GetTokenKind()), c.GetKeyId(), c.GetThumbprint()})
+	writeChosen(&h, k.GetChosenKeys())
+	if p := k.GetPendingChange(); p != nil {
+		maphash.WriteComparable(&h, p.GetEffectiveAt().AsTime().UnixNano())
+		maphash.WriteComparable(&h, p.GetState())
+		writeChosen(&h, p.GetChosenKeys())
 	}
 	return h.Sum64()
+}
+
+func writeChosen(h *maphash.Hash, keys []*bullav1.ChosenKey) {
+	for _, c := range keys {
+		maphash.WriteComparable(h, [...]string{kindName(c.GetTokenKind()), c.GetKeyId(), c.GetThumbprint()})
+	}
 }

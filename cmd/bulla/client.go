@@ -107,7 +107,7 @@ func clientListCommand(conn *connection, issuer *string) *cobra.Command {
 				return show(cmd, conn.output, all, func(w io.Writer) {
 					row(w, "CLIENT", "STATE", "SOURCE", "REVISION", "SINCE", "REASON")
 					for _, k := range all.GetClientKeys() {
-						row(w, k.GetClientId(), stateName(k), sourceName(k), k.GetRevision(), when(k.GetStateSince()), k.GetStateReason())
+						row(w, k.GetClientId(), stateName(k), sourceName(k), k.GetRevision(), when(k.GetStateSince()), reasonAndPending(k))
 					}
 				})
 			})
@@ -135,12 +135,13 @@ func clientExplainCommand(conn *connection, issuer *string) *cobra.Command {
 				}
 				return show(cmd, conn.output, res, func(w io.Writer) {
 					row(w, "KEY", "KID", "TYPE", "USE", "ALG", "CHOSEN", "REASON")
-					for _, k := range res.GetKeys() {
-						chosen := ""
-						if k.GetChosen() {
-							chosen = "yes"
+					verdictRows(w, "", res.GetKeys())
+					if p := res.GetPending(); p != nil {
+						at := "from " + when(p.GetEffectiveAt())
+						if len(p.GetKeys()) == 0 {
+							row(w, "-", "", "", "", "", "", at+": "+p.GetReason())
 						}
-						row(w, fmt.Sprint(k.GetIndex()), k.GetKeyId(), strings.TrimSpace(k.GetKeyType()+" "+k.GetCurve()), k.GetUse(), k.GetAlgorithm(), chosen, k.GetReason())
+						verdictRows(w, at+": ", p.GetKeys())
 					}
 				})
 			})
@@ -148,6 +149,17 @@ func clientExplainCommand(conn *connection, issuer *string) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&kind, "kind", "ID_TOKEN", "the kind of token")
 	return cmd
+}
+
+// verdictRows show what was decided about keys, each with a word before its reason.
+func verdictRows(w io.Writer, before string, keys []*bullav1.KeyVerdict) {
+	for _, k := range keys {
+		chosen := ""
+		if k.GetChosen() {
+			chosen = "yes"
+		}
+		row(w, fmt.Sprint(k.GetIndex()), k.GetKeyId(), strings.TrimSpace(k.GetKeyType()+" "+k.GetCurve()), k.GetUse(), k.GetAlgorithm(), chosen, before+k.GetReason())
+	}
 }
 
 func clientRefreshCommand(conn *connection, issuer *string) *cobra.Command {
@@ -206,6 +218,7 @@ func showClient(cmd *cobra.Command, conn *connection, k *bullav1.ClientKey) erro
 			field(w, "warning", warning)
 		}
 		field(w, "revision", k.GetRevision())
+		pendingFields(w, k)
 	})
 }
 

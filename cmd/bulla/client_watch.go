@@ -23,7 +23,7 @@ func clientWatchCommand(conn *connection, issuer *string) *cobra.Command {
 		Use:   "watch",
 		Short: "Show each change of a client as it happens",
 		Long: `Show each change of a client as it happens, one line for each: registered, changed, deleted, its keys fetched
-and found to be others, or its state another. It goes on until it is interrupted, and watches again when it is
+and found to be others, its state another, or a change of it that waits and then takes effect. It goes on until it is interrupted, and watches again when it is
 cut off. What changed before that, or in between, is not shown: "bulla client list" shows how clients stand.`,
 		Example: `  bulla client watch --issuer main
   bulla client watch --issuer main -o json | jq -r 'select(.deleted) | .client_key.client_id'`,
@@ -177,19 +177,7 @@ func watchedCells(res *bullav1.WatchClientKeysResponse, now time.Time) []string 
 	if res.GetDeleted() {
 		state = "DELETED"
 	}
-	var keys []string
-	for _, c := range k.GetChosenKeys() {
-		// Not even a hash is shown of what is derived from a secret.
-		id := "(secret)"
-		switch {
-		case c.GetKeyId() != "":
-			id = c.GetKeyId()
-		case c.GetThumbprint() != "":
-			id = c.GetThumbprint()
-		}
-		keys = append(keys, kindName(c.GetTokenKind())+"="+id)
-	}
-	return []string{now.UTC().Format(time.RFC3339), k.GetClientId(), state, k.GetRevision(), strings.Join(keys, ","), k.GetStateReason()}
+	return []string{now.UTC().Format(time.RFC3339), k.GetClientId(), state, k.GetRevision(), chosenNames(k.GetChosenKeys()), reasonAndPending(k)}
 }
 
 // watchedWidths are those of the columns but the last: a stream has none that

@@ -46,7 +46,7 @@ func TestDoctorLooksAtPostgres(t *testing.T) {
 
 	t.Run("no tables yet", func(t *testing.T) {
 		db := cluster.NewDatabase(t)
-		databaseSite(t, db.DSN(), "", "").doctor().wants(append(wellDatabase, "ok store there is no schema yet; the service makes it, with version 1")...)
+		databaseSite(t, db.DSN(), "", "").doctor().wants(append(wellDatabase, "ok store there is no schema yet; the service makes it, with version 2")...)
 		databaseSite(t, db.DSN(), "", ", migrate: false").doctor().wants(append(wellDatabase, `FAIL store "bulla migrate"`)...)
 		seen, err := postgres.Examine(t.Context(), postgres.Config{DSN: db.DSN(), Migrate: true})
 		if err != nil || seen.Version != 0 {
@@ -57,9 +57,9 @@ func TestDoctorLooksAtPostgres(t *testing.T) {
 	t.Run("in use", func(t *testing.T) {
 		db := migrated(t)
 		s := databaseSite(t, db.DSN(), "", "")
-		s.doctor().wants(append(wellDatabase, "ok store the schema has version 1, as it should", "ok datakeys store.postgres: none yet")...)
+		s.doctor().wants(append(wellDatabase, "ok store the schema has version 2, as it should", "ok datakeys store.postgres: none yet")...)
 		serveSite(t, s)
-		s.doctor().wants(append(wellDatabase, "ok store the schema has version 1", "ok datakeys dk-1: unwrapped; dk-1 is the current one",
+		s.doctor().wants(append(wellDatabase, "ok store the schema has version 2", "ok datakeys dk-1: unwrapped; dk-1 is the current one",
 			"ok audit in use by the running service", "3 listener in use", "ok running and is ready")...)
 	})
 
@@ -73,12 +73,12 @@ func TestDoctorLooksAtPostgres(t *testing.T) {
 		db.Exec(t, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO poor; REVOKE UPDATE ON rings FROM poor")
 		d := s.doctor()
 		d.wants(append(wellDatabase[:2:2], "FAIL store the user poor lacks rights: UPDATE on rings: as the owner of the tables run: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA \"public\" TO poor",
-			"ok store version 1", "ok store agree", "ok store a notice", "ok datakeys")...)
+			"ok store version 2", "ok store agree", "ok store a notice", "ok datakeys")...)
 		if strings.Contains(d.text, "hunter2") {
 			t.Errorf("the password is shown:\n%s", d.text)
 		}
 		db.Exec(t, "GRANT UPDATE ON rings TO poor")
-		s.doctor().wants(append(wellDatabase, "ok store version 1", "ok datakeys")...)
+		s.doctor().wants(append(wellDatabase, "ok store version 2", "ok datakeys")...)
 	})
 
 	t.Run("a newer schema", func(t *testing.T) {
@@ -91,12 +91,12 @@ func TestDoctorLooksAtPostgres(t *testing.T) {
 		db := migrated(t)
 		pooled := db.Via(cluster.NewPooler(t).Addr)
 		databaseSite(t, pooled, "", "").doctor().wants(append(wellDatabase[:4:4],
-			"warn store store.postgres.dsn_file: LISTEN does not work: a notice did not come through within 2s", "ok store version 1", "ok datakeys")...)
-		databaseSite(t, pooled, db.DSN(), "").doctor().wants(append(wellDatabase, "ok store store.postgres.listen_dsn_file: LISTEN works", "ok store version 1", "ok datakeys")...)
+			"warn store store.postgres.dsn_file: LISTEN does not work: a notice did not come through within 2s", "ok store version 2", "ok datakeys")...)
+		databaseSite(t, pooled, db.DSN(), "").doctor().wants(append(wellDatabase, "ok store store.postgres.listen_dsn_file: LISTEN works", "ok store version 2", "ok datakeys")...)
 		databaseSite(t, pooled, cluster.NewDatabase(t).DSN(), "").doctor().wants(append(wellDatabase[:4:4],
-			"warn store that leads to this very database", "ok store version 1", "ok datakeys")...)
+			"warn store that leads to this very database", "ok store version 2", "ok datakeys")...)
 		databaseSite(t, pooled, "postgres://app@127.0.0.1:1/app", "").doctor().wants(append(wellDatabase[:4:4],
-			"warn store cannot be reached", "ok store version 1", "ok datakeys")...)
+			"warn store cannot be reached", "ok store version 2", "ok datakeys")...)
 	})
 
 	t.Run("a clock that is wrong", func(t *testing.T) {
@@ -107,7 +107,7 @@ func TestDoctorLooksAtPostgres(t *testing.T) {
 			CREATE ROLE late LOGIN SUPERUSER PASSWORD 'x'; ALTER ROLE late SET search_path = wrong, pg_catalog`)
 		t.Cleanup(func() { db.Exec(t, "DROP ROLE late") })
 		databaseSite(t, db.As("late", "x", cluster.Addr()), "", "").doctor().wants(append(wellDatabase[:3:3],
-			"warn store its clock is 1m30s ahead of this machine's: run NTP", "ok store a notice", "ok store version 1", "ok datakeys")...)
+			"warn store its clock is 1m30s ahead of this machine's: run NTP", "ok store a notice", "ok store version 2", "ok datakeys")...)
 	})
 
 	t.Run("no way to it", func(t *testing.T) {
@@ -162,7 +162,7 @@ func TestDoctorTellsOfAStandby(t *testing.T) {
 		t.Fatal(err)
 	}
 	databaseSite(t, db.DSN(), "", "").doctor().wants(developing, "FAIL store it is a standby, where nothing can be written: name the primary",
-		"warn store LISTEN does not work", "ok store has the rights", "ok store agree", "ok store version 1", "ok datakeys")
+		"warn store LISTEN does not work", "ok store has the rights", "ok store agree", "ok store version 2", "ok datakeys")
 	if err := os.Remove(filepath.Join(strings.TrimSuffix(cluster.File(t, "x", ""), "x"), "data", "standby.signal")); err != nil {
 		t.Fatal(err)
 	}

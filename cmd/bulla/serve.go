@@ -181,7 +181,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	looking, answering := newStoreWatch(store, log), newBackendWatch(backends, log)
 	api, err := server.New(server.Config{
 		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
-		Issuers: issuers, Sealer: sealer, Authorizer: grants, Store: store,
+		Issuers: issuers, Sealer: sealer, Authorizer: grants, Store: store, Waits: store,
 		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog, Watches: watches,
 		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Tracer: spans.calls(), Logger: log,
 		Replica: replica(cfg, backends, answering, store, looking, cache, sealer),
@@ -195,7 +195,8 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err := registerStats(metrics, backends, store, looking, cache, auditLog, issuers, keys); err != nil {
 		return err
 	}
-	if err := errors.Join(registerService(metrics, cfg, answering, issuers, keys), spans.register(metrics), hangup.reload.register(metrics)); err != nil {
+	changes, waiting := api.KeyChanges()
+	if err := errors.Join(registerService(metrics, cfg, answering, issuers, keys), registerKeyChanges(metrics, waiting), spans.register(metrics), hangup.reload.register(metrics)); err != nil {
 		return err
 	}
 
@@ -205,7 +206,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	defer stop()
 	group, failed := errgroup.WithContext(background)
 	follow := func(ctx context.Context) error {
-		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache, watches}, keys: keys})
+		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache, watches, changes}, keys: keys})
 	}
 	for _, part := range []func(context.Context) error{
 		follow, looking.run, answering.run, keys.Run, cache.Run, api.Run, hangup.run, checkpoints(cfg, auditLog, backends, keys),

@@ -25,6 +25,7 @@ import (
 // storage is what a store does, whichever it is: see records.Store.
 type storage interface {
 	registry.Store
+	registry.Waits
 	keyring.Store
 	datakey.Store
 

@@ -133,6 +133,7 @@ func newIssuers(cfg *config.Config) (*issuer.Directory, error) {
 			Profile: issuer.Profile(c.Profile), DefaultAlgorithm: c.DefaultSigningAlgorithm, SigningKeys: algorithms,
 			Signing: c.Policy.Signing, Encryption: c.Policy.Encryption, ContentEncryption: c.Policy.ContentEncryption,
 			Legacy: c.Policy.Legacy, MinRSABits: c.Policy.MinRSABits, MaxRSABits: c.Policy.MaxRSABits,
+			KeyChangeDelay: c.KeyChangeDelay,
 		})
 		if err != nil {
 			return nil, err

@@ -37,6 +37,8 @@ type AuditLine struct {
 	KeySource               string    `json:"key_source"`
 	Revision                uint64    `json:"revision"`
 	GrantsSHA256            string    `json:"grants_sha256"`
+	EffectiveAt             time.Time `json:"effective_at"`
+	DroppedThumbprint       string    `json:"dropped_thumbprint"`
 }
 
 // RawAudit is the audit log as it is.

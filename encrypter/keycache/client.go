@@ -28,6 +28,7 @@ type client struct {
 	uri      string      // of the key set, or empty
 	fixed    []pick      // one for each setting, if uri is empty
 	secret   *secretKeys // nil if nothing is kept of the client's secret
+	next     *upcoming   // nil if no change of the registration waits
 
 	// source is where the set of uri was found last.
 	source atomic.Pointer[source]
@@ -324,12 +325,16 @@ type refusal struct {
 // for one client, the store is asked once.
 func (c *Cache) client(ctx context.Context, key clientKey) (*client, error) {
 	if cl, ok := c.clients.GetIfPresent(key); ok {
-		return cl, nil
+		return c.inForce(key, cl)
 	}
 	if r, ok := c.refused.GetIfPresent(key); ok && time.Now().Before(r.until) {
 		return nil, r.err
 	}
-	return c.clientLoads.do(ctx, key, c.start, func() (*client, error) { return c.loadClient(key) })
+	cl, err := c.clientLoads.do(ctx, key, c.start, func() (*client, error) { return c.loadClient(key) })
+	if err != nil {
+		return nil, err
+	}
+	return c.inForce(key, cl)
 }
 
 // loadClient reads a client for all who wait for it, so it lives by the
@@ -342,7 +347,7 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 	before := slot.now()
 	reg, err := c.cfg.Store.Get(ctx, key.issuer, key.clientID)
 	switch {
-	case err == nil && reg.Deleted:
+	case err == nil && reg.Deleted && reg.Pending == nil:
 		err = registry.ErrNotFound
 	case isNotFound(err):
 		err = registry.ErrNotFound // without what the store says beside it
@@ -353,8 +358,7 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 	}
 	var cl *client
 	if err == nil {
-		cl = c.newClient(reg)
-		c.doubt(reg)
+		cl = c.newClientAndNext(reg)
 	}
 
 	slot.mu.Lock()
@@ -377,15 +381,15 @@ func (c *Cache) loadClient(key clientKey) (*client, error) {
 // the URL in between, and what is stored of it since is another set. That a set
 // is deleted is not told to replicas, and that another is stored comes late if
 // whoever registered it has died before.
-func (c *Cache) doubt(reg *registry.Registration) {
-	if c.cfg.Leases == nil || reg.Source.JWKSURI == "" {
+func (c *Cache) doubt(uri string, written time.Time) {
+	if c.cfg.Leases == nil || uri == "" {
 		return
 	}
-	src := c.sources.get(reg.Source.JWKSURI)
+	src := c.sources.get(uri)
 	if src == nil {
 		return
 	}
-	if state := src.state.Load(); state.set != nil && state.FetchedAt.Before(reg.UpdatedAt.Add(maxSkew)) {
+	if state := src.state.Load(); state.set != nil && state.FetchedAt.Before(written.Add(maxSkew)) {
 		c.sources.lookAt(src)
 	}
 }

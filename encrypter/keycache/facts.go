@@ -76,10 +76,15 @@ func (c *Cache) remembered(reg *registry.Registration) *facts {
 // leaves no trace of having looked.
 func (c *Cache) ready(reg *registry.Registration) *client {
 	e, ok := c.clients.GetEntryQuietly(clientKey{reg.Issuer, reg.ClientID})
-	if !ok || e.Value.revision != reg.Revision {
+	switch {
+	case !ok:
 		return nil
+	case e.Value.revision == reg.Revision:
+		return e.Value
+	case e.Value.next != nil && e.Value.next.client.revision == reg.Revision:
+		return e.Value.next.client
 	}
-	return e.Value
+	return nil
 }
 
 // search finds out the facts on one registered client.
@@ -91,6 +96,9 @@ type search struct {
 	after facts   // what will be remembered
 	news  bool    // whether that is more than it was
 	found []fact  // what ofReady has found
+	// upcoming says that reg is not in force yet. There is room for the facts on
+	// one registration of a client, and that is the one in force.
+	upcoming bool
 }
 
 // search begins with what is remembered of a registered client.
@@ -114,7 +122,7 @@ func (s *search) find(ctx context.Context, set *keySet, t *text, now time.Time) 
 			all[i] = f
 		}
 	}
-	if s.news && s.reg.Revision != 0 {
+	if s.news && s.reg.Revision != 0 && !s.upcoming {
 		after := s.after
 		s.facts.Set(clientKey{s.reg.Issuer, s.reg.ClientID}, &after)
 	}

@@ -415,14 +415,14 @@ func (s *memStore) Get(ctx context.Context, issuer, clientID string) (*registry.
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", registry.ErrNotFound, clientID)
 	}
-	return reg, nil
+	return reg.InForce(time.Now()), nil
 }
 
 func (s *memStore) Put(_ context.Context, reg registry.Registration, expect uint64) (*registry.Registration, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := clientKey{reg.Issuer, reg.ClientID}
-	if old := s.clients[key]; old != nil && old.Revision != expect || old == nil && expect != 0 {
+	if old := s.clients[key]; old != nil && old.InForce(time.Now()).Revision != expect || old == nil && expect != 0 {
 		return nil, registry.ErrRevision
 	}
 	reg.Revision, reg.UpdatedAt = expect+1, time.Now()
@@ -438,7 +438,7 @@ func (s *memStore) Put(_ context.Context, reg registry.Registration, expect uint
 // named reports whether a live registration names uri. The caller holds mu.
 func (s *memStore) named(uri string) bool {
 	for _, reg := range s.clients {
-		if !reg.Deleted && reg.Source.JWKSURI == uri {
+		if !reg.Deleted && reg.Source.JWKSURI == uri || reg.Pending != nil && reg.Pending.Source.JWKSURI == uri {
 			return true
 		}
 	}

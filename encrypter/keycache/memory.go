@@ -24,6 +24,8 @@ func forSources(all int64) int64 { return all / 4 * 3 }
 const (
 	// sizeOfClient is a client with its demand, and what otter needs for it.
 	sizeOfClient = 340
+	// sizeOfUpcoming is what a client becomes, besides that itself.
+	sizeOfUpcoming = 96
 	// sizeOfSetting is one setting of a demand, sizeOfPick its empty pick.
 	sizeOfSetting = 40
 	sizeOfPick    = 48
@@ -85,8 +87,16 @@ func sizeOfPicks(picks []pick) int {
 	return n
 }
 
-// weightOfClient is about how many bytes a client takes.
+// weightOfClient is about how many bytes a client takes, with what it becomes.
 func weightOfClient(key clientKey, cl *client) uint32 {
+	n := sizeOfEntry(key, cl)
+	if next := cl.next; next != nil {
+		n += sizeOfUpcoming + sizeOfEntry(key, next.client)
+	}
+	return clamp(n)
+}
+
+func sizeOfEntry(key clientKey, cl *client) int {
 	n := sizeOfClient + len(key.issuer) + len(key.clientID) + len(cl.demand.settings)*sizeOfSetting
 	for _, s := range cl.demand.settings {
 		n += len(s.keyID)
@@ -113,7 +123,7 @@ func weightOfClient(key clientKey, cl *client) uint32 {
 			n += len(l.pick.failed.err.Error())
 		}
 	}
-	return clamp(n)
+	return n
 }
 
 // clamp makes a weight of a number of bytes: weights have 32 bits.

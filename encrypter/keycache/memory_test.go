@@ -61,6 +61,8 @@ type warmed struct {
 	name   string
 	store  *fromJSON
 	logout bool // whether it gets logout tokens too
+	// waits says that a change of the client waits: it is in memory twice.
+	waits bool
 }
 
 // TestMemoryOfAWarmClient holds what a client takes, by its key source, against
@@ -77,25 +79,31 @@ func TestMemoryOfAWarmClient(t *testing.T) {
 	const goal = 1536
 	asymmetric := registry.Setting{Kind: idToken, SigningAlgorithm: "ES256", EncryptionAlgorithm: "RSA-OAEP-256", ContentEncryption: "A256GCM"}
 	registered := recordOf(t, registry.Source{JWKS: doc}, asymmetric)
+	changing := changingRecord(t, registry.Source{JWKS: doc}, asymmetric)
 	pem := recordOf(t, registry.Source{PEM: block("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&key.PublicKey))}, asymmetric)
 	symmetric := func(alg string) []byte {
 		return recordOf(t, registry.Source{Secret: &registry.Secret{DataKey: "2026-01-data-key", Sealed: make([]byte, 540), ExpiresAt: time.Now().Add(day)}},
 			registry.Setting{Kind: idToken, SigningAlgorithm: "HS256", EncryptionAlgorithm: alg, ContentEncryption: "A256GCM"})
 	}
 	for _, w := range []warmed{
-		{"registered JWK Set", &fromJSON{record: registered}, false},
-		{"public key in PEM", &fromJSON{record: pem}, false},
-		{"client secret, A256KW", &fromJSON{record: symmetric("A256KW")}, false},
-		{"client secret, A256GCMKW", &fromJSON{record: symmetric("A256GCMKW")}, false},
-		{"client secret, dir", &fromJSON{record: symmetric("dir")}, false},
-		{"jwks_uri of its own", &fromJSON{record: registered, ownSets: true}, false},
-		{"registered JWK Set, logout tokens too", &fromJSON{record: registered}, true},
+		{"registered JWK Set", &fromJSON{record: registered}, false, false},
+		{"public key in PEM", &fromJSON{record: pem}, false, false},
+		{"client secret, A256KW", &fromJSON{record: symmetric("A256KW")}, false, false},
+		{"client secret, A256GCMKW", &fromJSON{record: symmetric("A256GCMKW")}, false, false},
+		{"client secret, dir", &fromJSON{record: symmetric("dir")}, false, false},
+		{"jwks_uri of its own", &fromJSON{record: registered, ownSets: true}, false, false},
+		{"registered JWK Set, logout tokens too", &fromJSON{record: registered}, true, false},
+		{"registered JWK Set, of which a change waits", &fromJSON{record: changing}, false, true},
 	} {
 		w.store.document = doc
 		each, believed := memoryOf(t, w)
 		t.Logf("%s: %d bytes for each warm client, believed to be %d, goal %d", w.name, each, believed, goal)
-		if each > goal {
-			t.Errorf("%s: %d bytes for each warm client, want at most %d", w.name, each, goal)
+		most := uint64(goal)
+		if w.waits {
+			most *= 2
+		}
+		if each > most {
+			t.Errorf("%s: %d bytes for each warm client, want at most %d", w.name, each, most)
 		}
 		// What is believed is what Config.MaxMemory bounds.
 		if each > believed || believed > each*5/4 {
@@ -108,6 +116,20 @@ func TestMemoryOfAWarmClient(t *testing.T) {
 func recordOf(t *testing.T, source registry.Source, setting registry.Setting) []byte {
 	t.Helper()
 	record, err := json.Marshal(registry.Registration{Source: source, Settings: []registry.Setting{setting}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+// changingRecord is recordOf one that becomes the same once more.
+func changingRecord(t *testing.T, source registry.Source, setting registry.Setting) []byte {
+	t.Helper()
+	settings := []registry.Setting{setting}
+	record, err := json.Marshal(registry.Registration{
+		Source: source, Settings: settings,
+		Pending: &registry.Pending{EffectiveAt: time.Now().Add(day), Source: source, Settings: settings},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,10 +161,10 @@ func memoryOf(t *testing.T, w warmed) (each, believed uint64) {
 		}
 	}
 	h.requests, h.under = nil, nil
-	// 100 000 of them must fit, each kind into its share.
+	// 100 000 of them must fit, each kind into its share; those that wait are few.
 	sets := c.sources.total() / clients * 100_000
 	ready := int64(c.clients.WeightedSize()) / clients * 100_000
-	if all := c.cfg.MaxMemory; sets > forSources(all) || sets+ready > all {
+	if all := c.cfg.MaxMemory; !w.waits && (sets > forSources(all) || sets+ready > all) {
 		t.Errorf("%s: 100 000 do not fit into the default: %d MiB for key sets and %d MiB for clients", w.name, sets>>20, ready>>20)
 	}
 	c.clients.CleanUp()

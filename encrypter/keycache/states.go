@@ -81,6 +81,9 @@ func (c *Cache) States() map[State]int {
 	if c.states.of == nil || !now.Before(c.states.until) {
 		c.states.of = make(map[State]int, len(worse))
 		for cl := range c.clients.Values() {
+			if cl = cl.at(now); cl == nil {
+				continue
+			}
 			if state := c.stateOf(cl, now); state != 0 {
 				c.states.of[state]++
 			}

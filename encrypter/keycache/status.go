@@ -102,13 +102,21 @@ func (k *ChosenKey) ContentEncryption() encrypter.ContentEncryption {
 // Status describes a registered client without fetching anything. What it finds
 // out of a revision is remembered, so that listing clients again costs little: a
 // secret that could be opened is taken to open for some minutes. A record that a
-// list marks as Tampered is NoUsableKey. Errors: registry.ErrUnavailable, or the
-// context's.
+// list marks as Tampered is NoUsableKey, and so is a client that was deleted and
+// whose registration anew waits. What waits is left to Upcoming. Errors:
+// registry.ErrUnavailable, or the context's.
 func (c *Cache) Status(ctx context.Context, reg *registry.Registration) (*Status, error) {
-	if reg.Tampered {
+	switch {
+	case reg.Tampered:
 		return &Status{State: NoUsableKey, Reason: tamperedReason}, nil
+	case reg.Deleted: // and registered anew, which waits
+		return &Status{State: NoUsableKey, Reason: reg.Missing().Error(), Since: reg.UpdatedAt}, nil
 	}
-	look := c.search(reg)
+	return c.statusOf(ctx, c.search(reg), reg)
+}
+
+// statusOf is Status of a registration that look searches.
+func (c *Cache) statusOf(ctx context.Context, look *search, reg *registry.Registration) (*Status, error) {
 	if reg.Source.JWKSURI == "" {
 		return look.status(ctx, staticStatus(reg), nil, nil)
 	}

@@ -6,7 +6,9 @@
 // Whoever can change a client's keys can read its tokens. Hence the rules: a
 // registration without a revision only creates, a change names the revision
 // it replaces, and a deletion leaves a tombstone, so that an unknown client
-// and a deleted one are never confused with one that wants no encryption.
+// and a deleted one are never confused with one that wants no encryption. A
+// change can be made to wait, so that who should not have made it is found out
+// in time: a record holds what is in force and what follows on it (Pending).
 package registry
 
 import (
@@ -146,6 +148,10 @@ type Registration struct {
 	// Deleted marks a tombstone: the client was registered and is no more.
 	Deleted bool `json:"deleted,omitempty"`
 
+	// Pending is what the record becomes at a time that is yet to come, nil if no
+	// change waits. That of a tombstone is a registration anew.
+	Pending *Pending `json:"pending,omitempty"`
+
 	// Tampered marks a record that fails its authentication, in a list and as
 	// Unreadable makes one: it then holds the client's name, the revision that
 	// the record claims, and nothing else. It is never stored.
@@ -199,24 +205,28 @@ type KeySet struct {
 // survives the death of the process. All methods may be called concurrently;
 // errors are those of this package, or the context's.
 type Store interface {
-	// Get returns the registration of a client, tombstones included, or
-	// ErrNotFound. A record that fails its authentication is a *TamperedError.
+	// Get returns the registration of a client as it stands now, tombstones
+	// included, or ErrNotFound: a change that waited and whose time has come is
+	// in force, and has a revision of its own. A record that fails its
+	// authentication is a *TamperedError.
 	Get(ctx context.Context, issuer, clientID string) (*Registration, error)
 
 	// Put writes reg if the stored revision (0 when there is no record) is
 	// still expect, and returns it with its new revision and times. It answers
-	// ErrRevision otherwise. A deletion is a Put of a tombstone.
+	// ErrRevision otherwise. A deletion is a Put of a tombstone. Of a change that
+	// waits, nothing is kept but what reg has of it.
 	Put(ctx context.Context, reg Registration, expect uint64) (*Registration, error)
 
 	// List returns up to limit live registrations of an issuer whose client_id
-	// sorts at or after from in byte order, in that order.
+	// sorts at or after from in byte order, in that order, as Get does; and with
+	// them the tombstones of clients whose registration anew waits.
 	List(ctx context.Context, issuer, from string, limit int) ([]*Registration, error)
 
 	// KeySet returns what is known of a jwks_uri, or ErrNotFound.
 	KeySet(ctx context.Context, uri string) (*KeySet, error)
 
 	// PutKeySet replaces what is known of a jwks_uri. Nothing is kept of a URI
-	// that no live registration names.
+	// that no live registration names. One that waits names its own.
 	PutKeySet(ctx context.Context, set KeySet) error
 
 	// URIs calls yield for every jwks_uri that a live registration names, once

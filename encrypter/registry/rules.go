@@ -33,6 +33,9 @@ const (
 	Replace
 	// Delete: the record becomes a tombstone.
 	Delete
+	// Cancel: a change that waits is dropped, and what is in force stays. Whoever
+	// may do this can keep a client from changing its key, as with Replace.
+	Cancel
 )
 
 // Decision is what is to be done. Nothing has been done yet.
@@ -61,6 +64,13 @@ type Decision struct {
 //	different     equal        Replace
 //	any           other        ErrRevision
 //
+// Of a change that waits, a repeat is Unchanged too, and starts no delay anew.
+// To register what is in force already is Cancel where the revision is named,
+// and Unchanged where it is not: that what somebody else repeats without looking
+// takes a change back would help nobody. A tombstone with a change that waits
+// counts as a client that is registered differently. Decide makes nothing wait:
+// see Postpone.
+//
 // Two secrets are the same if their sealed forms are. Sealing is never the
 // same twice: who registers a secret again takes over the stored form if what
 // it holds is equal.
@@ -86,7 +96,7 @@ func Decide(current *Registration, want Registration, revision uint64) (Decision
 	if current != nil && (current.Issuer != want.Issuer || current.ClientID != want.ClientID) {
 		return Decision{}, errors.New("registry: Decide was given the record of another client")
 	}
-	if current == nil || current.Deleted {
+	if current == nil || current.Deleted && current.Pending == nil {
 		if revision != 0 {
 			return Decision{}, fmt.Errorf("revision %d was named: %w; leave the revision out to register it", revision, ErrNotFound)
 		}
@@ -101,10 +111,15 @@ func Decide(current *Registration, want Registration, revision uint64) (Decision
 	if current.Tampered {
 		return Decision{Change: Recreate, Record: record, Expect: current.Revision}, nil
 	}
-	if same(current, &record) {
+	inForce := !current.Deleted && same(current, &record)
+	switch {
+	case inForce && current.Pending != nil && revision != 0:
+		kept := *current
+		kept.Pending = nil
+		return Decision{Change: Cancel, Record: kept, Expect: current.Revision}, nil
+	case inForce, current.Pending.says(&record):
 		return Decision{Change: Unchanged, Record: *current, Expect: current.Revision}, nil
-	}
-	if revision == 0 {
+	case revision == 0:
 		return Decision{}, fmt.Errorf("%w with another key source or other settings, at revision %d; name that revision to replace it", ErrExists, current.Revision)
 	}
 	return Decision{Change: Replace, Record: record, Expect: current.Revision}, nil
@@ -112,11 +127,11 @@ func Decide(current *Registration, want Registration, revision uint64) (Decision
 
 // DecideDelete says what a request to delete a client does. revision is the
 // one the caller named; 0 deletes whatever is stored, a record that fails its
-// authentication too (see Unreadable). What is not there or is deleted already
-// is ErrNotFound. The tombstone keeps the client's name and nothing of its
-// keys.
+// authentication too (see Unreadable), and what waits with it. What is not there
+// or is deleted already is ErrNotFound. The tombstone keeps the client's name and
+// nothing of its keys. A deletion never waits: no tokens are the safe side.
 func DecideDelete(current *Registration, revision uint64) (Decision, error) {
-	if current == nil || current.Deleted {
+	if current == nil || current.Deleted && current.Pending == nil {
 		return Decision{}, ErrNotFound
 	}
 	if revision != 0 && revision != current.Revision {

@@ -54,6 +54,11 @@ func (r *Registration) Validate() error {
 	if p := NameProblem(r.ClientID); p != "" {
 		return &InvalidError{"client_id", p}
 	}
+	if r.Pending != nil {
+		if err := r.Pending.validate(r); err != nil {
+			return err
+		}
+	}
 	if r.Deleted {
 		if len(r.Settings) != 0 || !r.Source.empty() || r.Source.Generated || r.Legacy || r.X5T {
 			return &InvalidError{"deleted", "a tombstone has neither a key source nor settings"}

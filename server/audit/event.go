@@ -18,6 +18,10 @@ const (
 	Unchanged Outcome = "unchanged" // a registration was repeated, with the same secret
 	Denied    Outcome = "denied"    // the caller may not do this
 	Failed    Outcome = "failed"    // allowed, but it did not work
+
+	// TookEffect is no call's: a change of a registration that waited is in force
+	// on this replica from now on.
+	TookEffect Outcome = "took_effect"
 )
 
 // Event is what one line of the log says. Fields that are empty are left out
@@ -76,6 +80,13 @@ type Event struct {
 	// configuration was read again and has others (config.Config.GrantsSHA256).
 	// It is written in hex.
 	GrantsSHA256 [32]byte
+
+	// EffectiveAt is when a change takes effect that waits, or took effect that
+	// waited; zero for one that is in force at once. DroppedThumbprint are the
+	// keys of a change that waited and never takes effect, as this one takes its
+	// place or takes it back.
+	EffectiveAt       time.Time
+	DroppedThumbprint string
 }
 
 // lineVersion is the "v" of every line. It changes when a field changes its
@@ -122,6 +133,12 @@ func (e *Event) appendLine(dst []byte) []byte {
 		dst = append(dst, `,"revision":`...)
 		dst = strconv.AppendUint(dst, e.Revision, 10)
 	}
+	if !e.EffectiveAt.IsZero() {
+		dst = append(dst, `,"effective_at":"`...)
+		dst = e.EffectiveAt.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000000Z")
+		dst = append(dst, '"')
+	}
+	dst = appendText(dst, "dropped_thumbprint", e.DroppedThumbprint)
 	return append(dst, '}', '\n')
 }
 

@@ -38,6 +38,8 @@ func fullEvent() Event {
 		KeySource:               "jwks",
 		GrantsSHA256:            [32]byte{0: 0xcd},
 		Revision:                7,
+		EffectiveAt:             time.Date(2026, 3, 2, 1, 2, 3, 4000, time.FixedZone("CET", 3600)),
+		DroppedThumbprint:       "dropped",
 	}
 }
 
@@ -52,7 +54,8 @@ func TestLineHoldsEveryField(t *testing.T) {
 		`"encryption_algorithm":"RSA-OAEP-256","content_encryption":"A256GCM","jti":"b7a1",` +
 		`"token_sha256":"ab` + strings.Repeat("00", 30) + `01",` +
 		`"old_thumbprint":"old","new_thumbprint":"new","settings":"ID_TOKEN=ES256","key_source":"jwks",` +
-		`"grants_sha256":"cd` + strings.Repeat("00", 31) + `","revision":7}` + "\n"
+		`"grants_sha256":"cd` + strings.Repeat("00", 31) + `","revision":7,` +
+		`"effective_at":"2026-03-02T00:02:03.000004Z","dropped_thumbprint":"dropped"}` + "\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("line (-want +got):\n%s", diff)
 	}

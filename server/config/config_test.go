@@ -186,7 +186,7 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 					{Algorithm: kms.ES256, Locations: []string{"hsm:object=login-es256", uri}, Verify: true, Keys: []KeyRef{{"hsm", "object=login-es256"}, {"hsm", uri}}},
 					{Algorithm: kms.RS256, Locations: []string{"aws:" + arn}, Keys: []KeyRef{{"aws", arn}}},
 				},
-				Rotation: Rotation{Every: 30 * 24 * time.Hour, Create: "never"},
+				Rotation: Rotation{Every: 30 * 24 * time.Hour, Create: "never"}, KeyChangeDelay: 24 * time.Hour,
 			},
 			{
 				Name: "bank", Iss: "https://bank.example.com/tenant", Profile: "fapi", DefaultSigningAlgorithm: kms.PS256,

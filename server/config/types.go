@@ -410,6 +410,11 @@ type Issuer struct {
 	SigningKeys []SigningKey `yaml:"signing_keys"`
 	// Rotation says how signing keys are replaced.
 	Rotation Rotation `yaml:"rotation"`
+	// KeyChangeDelay is how long a change of a client that is or was registered
+	// waits before it takes effect, so that one that should not be is found out
+	// in time: 1s to 720h. A change that waits keeps the time that it was given.
+	// Default: 0, at once.
+	KeyChangeDelay time.Duration `yaml:"key_change_delay"`
 }
 
 // Policy says which algorithms may be used for an issuer. An empty list stands

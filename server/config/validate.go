@@ -463,6 +463,7 @@ func (v *validator) issuers() {
 		}
 		v.oneOf(join(path, "profile"), is.Profile, ProfileDefault, ProfileFAPI)
 		v.lifetimes(path, is)
+		v.keyChangeDelay(join(path, "key_change_delay"), is.KeyChangeDelay)
 		v.policy(join(path, "policy"), is)
 		v.signingKeys(path, is)
 		v.rotation(path, is)

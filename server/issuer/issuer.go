@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/bulla-project/bulla/encrypter"
 	"github.com/bulla-project/bulla/kms"
@@ -60,6 +61,9 @@ type Config struct {
 	// MinRSABits and MaxRSABits bound the RSA keys of clients, 2048 to 8192.
 	// Default: 2048 and 4096.
 	MinRSABits, MaxRSABits int
+	// KeyChangeDelay is how long a change of a client that is or was registered
+	// waits. Default: 0, and it takes effect at once.
+	KeyChangeDelay time.Duration
 }
 
 // Issuer is one issuer, ready to use. It is immutable.
@@ -68,6 +72,7 @@ type Issuer struct {
 	token     signer.Issuer
 	algorithm kms.Algorithm
 	policy    policy
+	delay     time.Duration
 }
 
 // New compiles an issuer's policy. Its error joins everything that is wrong with
@@ -77,7 +82,7 @@ func New(cfg Config) (*Issuer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issuer %s: %w", cfg.Name, err)
 	}
-	return &Issuer{name: cfg.Name, token: cfg.Token, algorithm: cfg.DefaultAlgorithm, policy: p}, nil
+	return &Issuer{name: cfg.Name, token: cfg.Token, algorithm: cfg.DefaultAlgorithm, policy: p, delay: cfg.KeyChangeDelay}, nil
 }
 
 // Name is how requests and grants call the issuer.
@@ -110,6 +115,10 @@ func (i *Issuer) MinRSABits() int { return i.policy.minRSABits }
 
 // MaxRSABits is the longest RSA key of a client in bits.
 func (i *Issuer) MaxRSABits() int { return i.policy.maxRSABits }
+
+// KeyChangeDelay is how long a change of a client that is or was registered waits
+// before it takes effect; 0 for not at all.
+func (i *Issuer) KeyChangeDelay() time.Duration { return i.delay }
 
 // CheckSigning returns ErrAlgorithm if the policy does not allow the JWS alg. For
 // a symmetric one the client must have registered it too.

@@ -78,6 +78,13 @@ func TestRegistryConformance(t *testing.T) {
 	})
 }
 
+func TestWaitingConformance(t *testing.T) {
+	storetest.Waiting(t, func(t *testing.T) (storetest.WaitingStore, func() storetest.WaitingStore) {
+		s, reopen := opener(t)
+		return s, func() storetest.WaitingStore { return reopen() }
+	})
+}
+
 func TestRingsConformance(t *testing.T) {
 	storetest.Rings(t, func(t *testing.T) (keyring.Store, func() keyring.Store) {
 		s, reopen := opener(t)
@@ -142,6 +149,28 @@ func TestNewFileIsPrivateAndNothingElseIsLeft(t *testing.T) {
 	}
 	if info.Mode() != 0o600 {
 		t.Errorf("got mode %s, want 0600", info.Mode())
+	}
+}
+
+// A file of before changes could wait gets the table for them when it is opened.
+func TestFileWithoutATableThatWasAddedGetsIt(t *testing.T) {
+	path, w := filepath.Join(t.TempDir(), "db"), datakeytest.NewWrapper()
+	s := openWith(t, path, w)
+	register(t, s, 1)
+	if err := s.file.db.Update(func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte(records.Waiting)) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openWith(t, path, w)
+	reg := client(1)
+	reg.Pending = &registry.Pending{EffectiveAt: time.Now().Add(time.Hour), Source: reg.Source, Settings: reg.Settings}
+	if _, err := s.Put(t.Context(), reg, 1); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := s.Waiting(t.Context(), 10); err != nil || len(list) != 1 {
+		t.Errorf("got %v, %v", list, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -35,6 +36,9 @@ var (
 	// files. Nothing was changed.
 	ErrSchema = errors.New("store cannot be read by this version")
 )
+
+// tablesAdded are those that files of this schema may lack.
+var tablesAdded = []records.Table{records.Waiting}
 
 // The buckets of the file: this one, and one for each of records.Tables by its
 // name.
@@ -201,8 +205,31 @@ func (s *file) open(wait time.Duration) (err error) {
 	if err := db.View(checkSchema); err != nil {
 		return errors.Join(fmt.Errorf("store %s: %w", s.path, err), db.Close())
 	}
+	if err := addTables(db); err != nil {
+		return errors.Join(fmt.Errorf("store %s: %w", s.path, err), db.Close())
+	}
 	s.db = db
 	return nil
+}
+
+// addTables makes the buckets of tables that were added since the file was made.
+// A version that does not know them does without, so that the schema stays.
+func addTables(db *bbolt.DB) error {
+	added := slices.Clone(tablesAdded)
+	if err := db.View(func(tx *bbolt.Tx) error {
+		added = slices.DeleteFunc(added, func(t records.Table) bool { return tx.Bucket([]byte(t)) != nil })
+		return nil
+	}); err != nil || len(added) == 0 {
+		return err
+	}
+	return db.Update(func(tx *bbolt.Tx) error {
+		for _, t := range added {
+			if _, err := tx.CreateBucket([]byte(t)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // checkSchema checks that the file has the layout this code knows.

@@ -59,14 +59,14 @@ func TestManyReplicasMakeTheTablesAtOnce(t *testing.T) {
 		wg.Wait()
 	}
 	var version, number int
-	if err := d.Connect(t).QueryRow(t.Context(), "SELECT version, number FROM schema_version, feed").Scan(&version, &number); err != nil || version != 2 || number != 16 {
-		t.Errorf("got version %d and number %d, %v; want 2 and 16", version, number, err)
+	if err := d.Connect(t).QueryRow(t.Context(), "SELECT version, number FROM schema_version, feed").Scan(&version, &number); err != nil || version != 3 || number != 16 {
+		t.Errorf("got version %d and number %d, %v; want 3 and 16", version, number, err)
 	}
 }
 
 func TestMigrateTellsWhatItDid(t *testing.T) {
 	cfg := Config{DSN: cluster.NewDatabase(t).DSN()}
-	for _, want := range [][2]int{{0, 1}, {1, 1}} {
+	for _, want := range [][2]int{{0, 2}, {2, 2}} {
 		from, to, err := Migrate(t.Context(), cfg)
 		if err != nil || [2]int{from, to} != want {
 			t.Errorf("got %d to %d, %v; want %v", from, to, err, want)
@@ -153,7 +153,7 @@ func TestReleaseBeforeWorksOnTablesOfTheNext(t *testing.T) {
 	if _, err := get(t.Context(), older, records.Registrations, "k"); !errors.Is(err, ErrSchema) {
 		t.Errorf("View by the one before that: got %v, want ErrSchema", err)
 	}
-	if _, err := engineOf(t, cfg, this); !errors.Is(err, ErrSchema) || !strings.Contains(err.Error(), "schema is 3") {
+	if _, err := engineOf(t, cfg, this); !errors.Is(err, ErrSchema) || !strings.Contains(err.Error(), "schema is 4") {
 		t.Errorf("Open on tables that are too new: got %v, want ErrSchema that names them", err)
 	}
 	if _, _, err := Migrate(t.Context(), cfg); !errors.Is(err, ErrSchema) {

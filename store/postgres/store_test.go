@@ -62,6 +62,13 @@ func TestRegistryConformance(t *testing.T) {
 	})
 }
 
+func TestWaitingConformance(t *testing.T) {
+	storetest.Waiting(t, func(t *testing.T) (storetest.WaitingStore, func() storetest.WaitingStore) {
+		s, reopen := opener(t)
+		return s, func() storetest.WaitingStore { return reopen() }
+	})
+}
+
 func TestRingsConformance(t *testing.T) {
 	storetest.Rings(t, func(t *testing.T) (keyring.Store, func() keyring.Store) {
 		s, reopen := opener(t)

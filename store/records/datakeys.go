@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms/datakey"
@@ -210,8 +211,9 @@ func (s *Store) unneeded(ctx context.Context, id string) error {
 				if err != nil {
 					return err
 				}
-				switch s := reg.Source.Secret; {
-				case s != nil && s.DataKey == id:
+				seals := slices.ContainsFunc(secretsOf(reg), func(s *registry.Secret) bool { return s.DataKey == id })
+				switch {
+				case seals:
 					advice += "; if its secret does not open, register the client anew or delete it"
 				case !macs:
 					return nil

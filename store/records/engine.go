@@ -18,15 +18,19 @@ const (
 	// Rings: issuer, algorithm -> keyring.Ring in an envelope.
 	Rings Table = "rings"
 	// URIs: jwks_uri, issuer, client_id -> an empty value, one row for each live
-	// registration with a jwks_uri. What it says is only believed where a
+	// registration with a jwks_uri, and for each that waits. What it says is only believed where a
 	// registration confirms it, or where it does not matter.
 	URIs Table = "uris"
+	// Waiting: when it takes effect, issuer, client_id -> the revision of the
+	// registration in decimal, one row for each change that waits or is not
+	// settled. As with URIs, a registration tells whether it is so.
+	Waiting Table = "waiting"
 	// DataKeys: id -> a data key, authenticated by its wrapping.
 	DataKeys Table = "datakeys"
 )
 
 // Tables are all tables, in the order in which they are written down.
-func Tables() []Table { return []Table{Registrations, KeySets, Rings, URIs, DataKeys} }
+func Tables() []Table { return []Table{Registrations, KeySets, Rings, URIs, Waiting, DataKeys} }
 
 // Announced reports whether the rows of t are what other processes have to
 // hear of when they change.

@@ -78,7 +78,8 @@ type importing struct {
 // incoming is a row to be written.
 type incoming struct {
 	stored
-	uri     string // that a live registration names
+	uris    []string // that a live registration names, or one that waits
+	waiting *Row     // of a change that waits, in its index; nil for none
 	deleted bool
 }
 
@@ -275,7 +276,7 @@ func (i *importing) takeRow(ctx context.Context, l *line, key []byte) error {
 		if err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrFile, spoken(row), err)
 		}
-		in.uri, in.deleted = namedURI(reg), reg.Deleted
+		in.uris, in.waiting, in.deleted = namedURIs(reg), waitingRow(reg), reg.Deleted
 	}
 	i.seen.add(row.Kind, in.deleted)
 	i.batch = append(i.batch, in)
@@ -339,12 +340,16 @@ func (i *importing) writeBatch(tx Tx) (written, there int, err error) {
 			return 0, 0, err
 		}
 		written++
-		if in.uri == "" {
-			continue
+		for _, uri := range in.uris {
+			entry := bytes.Join([][]byte{[]byte(uri), in.Key}, []byte{0})
+			if err := tx.Put(URIs, entry, []byte{}); err != nil {
+				return 0, 0, err
+			}
 		}
-		entry := bytes.Join([][]byte{[]byte(in.uri), in.Key}, []byte{0})
-		if err := tx.Put(URIs, entry, []byte{}); err != nil {
-			return 0, 0, err
+		if in.waiting != nil {
+			if err := tx.Put(Waiting, in.waiting.Key, in.waiting.Value); err != nil {
+				return 0, 0, err
+			}
 		}
 	}
 	return written, there, nil

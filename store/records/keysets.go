@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
@@ -96,8 +97,8 @@ func (s *Store) URIs(ctx context.Context, yield func(uri string) bool) error {
 	return nil
 }
 
-// ClientsOf calls yield for every live client that names a jwks_uri, in byte
-// order of issuer and client_id, until yield returns false. It reads ahead in
+// ClientsOf calls yield for every live client that names a jwks_uri, or will when
+// a change of its registration takes effect, in byte order of issuer and client_id, until yield returns false. It reads ahead in
 // batches, and yield may use the store: a client that comes to name the URI
 // meanwhile, or leaves it, may or may not be among them. A client whose
 // registration fails its authentication is not.
@@ -217,5 +218,5 @@ func (s *Store) names(ctx context.Context, e indexEntry) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return namedURI(reg) == e.uri, nil
+	return slices.Contains(namedURIs(reg), e.uri), nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/registry"
@@ -17,8 +18,17 @@ func registrationRow(issuer, clientID string) envelope.Row {
 	return envelope.Row{Kind: envelope.Registration, Key: envelope.Key(issuer, clientID)}
 }
 
-// Get returns the registration of a client (registry.Store).
+// Get returns the registration of a client as it stands now (registry.Store).
 func (s *Store) Get(ctx context.Context, issuer, clientID string) (*registry.Registration, error) {
+	reg, err := s.Unsettled(ctx, issuer, clientID)
+	if err != nil {
+		return nil, err
+	}
+	return reg.InForce(time.Now()), nil
+}
+
+// Unsettled returns the registration of a client as it is stored (registry.Waits).
+func (s *Store) Unsettled(ctx context.Context, issuer, clientID string) (*registry.Registration, error) {
 	row := registrationRow(issuer, clientID)
 	value, err := s.read(ctx, row)
 	if err != nil {
@@ -68,20 +78,22 @@ func (s *Store) Put(ctx context.Context, reg registry.Registration, expect uint6
 	row := registrationRow(reg.Issuer, reg.ClientID)
 	var written *registry.Registration
 	err := s.change(ctx, row, func(seen []byte) ([]byte, func(Tx) error, error) {
-		old := new(registry.Registration) // revision 0: there is none
+		was := new(registry.Registration) // revision 0: there is none
 		tampered := new(registry.TamperedError)
 		var err error
 		if seen != nil {
-			old, err = s.registration(ctx, row, seen)
+			was, err = s.registration(ctx, row, seen)
 		}
 		var entries []indexEntry
 		if errors.As(err, &tampered) {
-			old = &registry.Registration{Revision: tampered.Revision, Deleted: true}
+			was = &registry.Registration{Revision: tampered.Revision, Deleted: true}
 			entries, err = s.entriesOf(ctx, row)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
+		// A change that took effect meanwhile is one that the caller has not seen.
+		old := was.InForce(time.Now())
 		if old.Revision != expect {
 			return nil, nil, fmt.Errorf("%w: %d was expected, the store has %d", registry.ErrRevision, expect, old.Revision)
 		}
@@ -95,7 +107,7 @@ func (s *Store) Put(ctx context.Context, reg registry.Registration, expect uint6
 			return nil, nil, err
 		}
 		return value, func(tx Tx) error {
-			if sec := next.Source.Secret; sec != nil {
+			for _, sec := range secretsOf(next) {
 				if _, err := takesNew(tx, sec.DataKey, errSecretRetired); err != nil {
 					return err
 				}
@@ -103,7 +115,7 @@ func (s *Store) Put(ctx context.Context, reg registry.Registration, expect uint6
 			if err := dropURIs(tx, entries); err != nil {
 				return err
 			}
-			return moveURI(tx, old, next)
+			return moveIndexes(tx, was, next)
 		}, nil
 	})
 	if err != nil {
@@ -129,19 +141,45 @@ func successor(reg registry.Registration, old *registry.Registration) *registry.
 	return &reg
 }
 
-// moveURI brings the index of URIs from the old record to the new one, and
-// drops the key set that no live registration names any more.
-func moveURI(tx Tx, old, reg *registry.Registration) error {
-	was, is := namedURI(old), namedURI(reg)
-	if is != "" { // also if it was: the index may have lost it
-		if err := tx.Put(URIs, envelope.Key(is, reg.Issuer, reg.ClientID), []byte{}); err != nil {
+// secretsOf are the sealed secrets of a record: of what is in force, and of what
+// waits.
+func secretsOf(r *registry.Registration) []*registry.Secret {
+	var list []*registry.Secret
+	if r.Source.Secret != nil {
+		list = append(list, r.Source.Secret)
+	}
+	if r.Pending != nil && r.Pending.Source.Secret != nil {
+		list = append(list, r.Pending.Source.Secret)
+	}
+	return list
+}
+
+// moveIndexes brings the indexes from the old record to the new one.
+func moveIndexes(tx Tx, old, reg *registry.Registration) error {
+	if err := moveURIs(tx, old, reg); err != nil {
+		return err
+	}
+	return moveWaiting(tx, old, reg)
+}
+
+// moveURIs brings the index of URIs from the old record to the new one, and
+// drops the key sets that no live registration names any more.
+func moveURIs(tx Tx, old, reg *registry.Registration) error {
+	is := namedURIs(reg)
+	for _, uri := range is { // also if it was named: the index may have lost it
+		if err := tx.Put(URIs, envelope.Key(uri, reg.Issuer, reg.ClientID), []byte{}); err != nil {
 			return err
 		}
 	}
-	if was == "" || was == is {
-		return nil
+	for _, uri := range namedURIs(old) {
+		if slices.Contains(is, uri) {
+			continue
+		}
+		if err := dropURI(tx, uri, envelope.Key(uri, reg.Issuer, reg.ClientID)); err != nil {
+			return err
+		}
 	}
-	return dropURI(tx, was, envelope.Key(was, reg.Issuer, reg.ClientID))
+	return nil
 }
 
 // dropURI takes an entry of a URI out of the index, and drops the key set that
@@ -157,12 +195,19 @@ func dropURI(tx Tx, uri string, entry []byte) error {
 	return tx.Delete(KeySets, []byte(uri))
 }
 
-// namedURI is the jwks_uri that the record names as a live one, or "".
-func namedURI(r *registry.Registration) string {
-	if r.Deleted {
-		return ""
+// namedURIs are the jwks_uris that a stored record names: as a live one, and by
+// what waits, whose set is kept before it is in force.
+func namedURIs(r *registry.Registration) []string {
+	var list []string
+	if uri := r.Source.JWKSURI; uri != "" && !r.Deleted {
+		list = append(list, uri)
 	}
-	return r.Source.JWKSURI
+	if r.Pending != nil {
+		if uri := r.Pending.Source.JWKSURI; uri != "" && !slices.Contains(list, uri) {
+			list = append(list, uri)
+		}
+	}
+	return list
 }
 
 // named reports whether a live registration names the URI.
@@ -208,12 +253,14 @@ func dropURIs(tx Tx, entries []indexEntry) error {
 	return nil
 }
 
-// List returns live registrations in the order of their client_id, and in the
-// place of a row that fails its authentication its name (registry.Store). A
+// List returns live registrations, and tombstones whose registration anew waits,
+// in the order of their client_id, and in the place of a row that fails its
+// authentication its name (registry.Store). A
 // client that is registered or deleted meanwhile may or may not be among them.
 func (s *Store) List(ctx context.Context, issuer, from string, limit int) ([]*registry.Registration, error) {
 	prefix := envelope.Key(issuer, "")
 	seek := envelope.Key(issuer, from)
+	now := time.Now()
 	var list []*registry.Registration
 	for more := true; more && len(list) < limit; {
 		var rows []stored
@@ -235,10 +282,10 @@ func (s *Store) List(ctx context.Context, issuer, from string, limit int) ([]*re
 				reg = &registry.Registration{Issuer: issuer, ClientID: clientID, Revision: tampered.Revision, Tampered: true}
 			case err != nil:
 				return nil, unavailable(registry.ErrUnavailable, err)
-			case reg.Deleted:
+			case reg.Deleted && reg.Pending == nil:
 				continue
 			}
-			list = append(list, reg)
+			list = append(list, reg.InForce(now))
 		}
 	}
 	return list, nil

@@ -99,24 +99,57 @@ func (r *resealing) anew(ctx context.Context, row stored) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s := reg.Source.Secret; s != nil && s.DataKey != r.current {
-		if r.secret == nil {
-			return nil, errors.New("a client's secret is under another data key, and nothing is given to seal it anew with")
-		}
-		reg.Source.Secret, err = r.secret(ctx, reg)
-		if errors.Is(err, envelope.ErrTampered) || errors.Is(err, registry.ErrTampered) {
-			r.log.Error("sealed secret does not open and was left under its old data key; register the client anew or delete it", append(attributes(row.Row), "data_key", s.DataKey, "error", err)...)
-			r.done.Refused++
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	} else if envelope.KeyID(row.value) == r.current {
+	changed, err := r.secretsAnew(ctx, row, reg)
+	switch {
+	case errors.Is(err, errSecretStays):
+		r.done.Refused++
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !changed && envelope.KeyID(row.value) == r.current:
 		return nil, nil
 	}
 	next, _, err := r.seal(ctx, row.Row, reg)
 	return next, err
+}
+
+// errSecretStays is a secret that does not open: its row is left as it is.
+var errSecretStays = errors.New("the sealed secret does not open")
+
+// secretsAnew seals anew the secrets of a registration that are under another data
+// key: that in force, and that of a change that waits. It reports whether there
+// are any.
+func (r *resealing) secretsAnew(ctx context.Context, row stored, reg *registry.Registration) (changed bool, err error) {
+	for _, one := range []struct {
+		of   *registry.Registration // as whose it was sealed
+		kept **registry.Secret
+	}{{reg, &reg.Source.Secret}, {reg.Successor(), pendingSecret(reg)}} {
+		if one.kept == nil || *one.kept == nil || (*one.kept).DataKey == r.current {
+			continue
+		}
+		if r.secret == nil {
+			return false, errors.New("a client's secret is under another data key, and nothing is given to seal it anew with")
+		}
+		anew, err := r.secret(ctx, one.of)
+		if errors.Is(err, envelope.ErrTampered) || errors.Is(err, registry.ErrTampered) {
+			r.log.Error("sealed secret does not open and was left under its old data key; register the client anew or delete it", append(attributes(row.Row), "data_key", (*one.kept).DataKey, "error", err)...)
+			return false, errSecretStays
+		}
+		if err != nil {
+			return false, err
+		}
+		*one.kept, changed = anew, true
+	}
+	return changed, nil
+}
+
+// pendingSecret is where a record keeps the secret of a change that waits, nil if
+// none does.
+func pendingSecret(reg *registry.Registration) **registry.Secret {
+	if reg.Pending == nil {
+		return nil
+	}
+	return &reg.Pending.Source.Secret
 }
 
 // flush writes the pending rows in one transaction, which reads them all at

@@ -18,9 +18,10 @@
 //     Only a backup mends it.
 //
 // What is not noticed: a row that is gone, and a row, or all of them, that was
-// put back to an earlier state of its own. The index of URIs, the leases, and
-// the mark of a data key that is being retired are not authenticated; they can
-// keep a key set from being kept or fetched, or stop writes, and no more.
+// put back to an earlier state of its own. The indexes of URIs and of what waits,
+// the leases, and the mark of a data key that is being retired are not
+// authenticated; they can keep a key set from being kept or fetched, keep a change
+// that takes effect from being told then, or stop writes, and no more.
 //
 // Data keys are unwrapped by a backend, which may be down when the service
 // starts. Registrations and key sets are then unavailable, and nothing can be
@@ -33,6 +34,15 @@
 // data key can be had, a ring that turns out to be forged comes back empty, so
 // that its holder drops it. Once any data key was had, nothing is handed out
 // unverified any more, and a ring that was cannot be written.
+//
+// # Changes that wait
+//
+// A registration may hold a change that takes effect at a time. What is read is
+// what is in force by the clock, so that nobody has to write anything for that;
+// Settle writes it down some time later, to be rid of what was in force before. A
+// process that does not know of such changes, as one of an older version beside
+// this one, goes on with what is stored as in force until it is settled: the old
+// key, which is the safe side.
 //
 // # Several processes
 //
@@ -63,6 +73,7 @@ import (
 
 var (
 	_ registry.Store         = (*Store)(nil)
+	_ registry.Waits         = (*Store)(nil)
 	_ keyring.Store          = (*Store)(nil)
 	_ datakey.Store          = (*Store)(nil)
 	_ envelope.Authenticator = (*datakey.Keys)(nil)

@@ -25,6 +25,7 @@ import (
 // Authenticated is a store whose records are authenticated under data keys.
 type Authenticated interface {
 	registry.Store
+	registry.Waits
 	keyring.Store
 	datakey.Store
 
@@ -91,6 +92,8 @@ func Tampering(t *testing.T, open func(t *testing.T) *Victim) {
 		{"RunningProcessTakesNoUnverifiedRing", unverifiedWhileRunning},
 		{"EverythingIsWrittenAnewUnderTheCurrentDataKey", reseal},
 		{"ResealingMakesNothingAuthentic", resealTampered},
+		{"ChangeThatWaitsIsAuthentic", waitingIsAuthentic},
+		{"SecretOfAChangeThatWaitsIsSealedAnew", waitingSecrets},
 		{"ResealingLosesNoWrite", resealConcurrent},
 		{"DataKeyInUseIsNotRetired", retireInUse},
 		{"DataKeyThatDoesNotOpenIsNotRetiredWhileARowNamesIt", retireUnopened},

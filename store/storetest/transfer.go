@@ -33,6 +33,7 @@ func Transfer(t *testing.T, open OpenUnder) {
 		{"AllOfAStoreMovesToAnother", moves},
 		{"EmptyStoreMovesToAnother", movesNothing},
 		{"ManyRowsMoveInBatches", movesMany},
+		{"ChangesThatWaitMove", waitingMoves},
 		{"SecondImportIsANoOp", importTwice},
 		{"AnyChangeOfAnExportIsRefused", changedExport},
 		{"LineThatIsTooLongIsRefused", longLine},

@@ -357,7 +357,11 @@ type ClientKey struct {
 	// Whether the client may be given legacy algorithms.
 	Legacy bool `protobuf:"varint,17,opt,name=legacy,proto3" json:"legacy,omitempty"`
 	// Whether its tokens have the x5t header where its key has a certificate.
-	X5T           bool `protobuf:"varint,18,opt,name=x5t,proto3" json:"x5t,omitempty"`
+	X5T bool `protobuf:"varint,18,opt,name=x5t,proto3" json:"x5t,omitempty"`
+	// What the client becomes at a time that is yet to come. Unset: no change waits.
+	// Of a client that was deleted and is registered anew, nothing is in force
+	// meanwhile: it has no settings, and its state is NO_USABLE_KEY.
+	PendingChange *PendingChange `protobuf:"bytes,19,opt,name=pending_change,json=pendingChange,proto3" json:"pending_change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -518,6 +522,142 @@ func (x *ClientKey) GetX5T() bool {
 	return false
 }
 
+func (x *ClientKey) GetPendingChange() *PendingChange {
+	if x != nil {
+		return x.PendingChange
+	}
+	return nil
+}
+
+// PendingChange is a change of a registration that waits. Its members say what
+// those of the ClientKey will be.
+type PendingChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it takes effect.
+	EffectiveAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=effective_at,json=effectiveAt,proto3" json:"effective_at,omitempty"`
+	// When it was asked for.
+	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	// Where the client's keys will come from.
+	Source KeySource `protobuf:"varint,3,opt,name=source,proto3,enum=bulla.v1.KeySource" json:"source,omitempty"`
+	// The URL, for KEY_SOURCE_JWKS_URI.
+	JwksUri string `protobuf:"bytes,4,opt,name=jwks_uri,json=jwksUri,proto3" json:"jwks_uri,omitempty"`
+	// The settings, with defaults filled in.
+	Settings []*ResponseSetting `protobuf:"bytes,5,rep,name=settings,proto3" json:"settings,omitempty"`
+	// The key for each kind of token that will be encrypted, as far as it is known
+	// now.
+	ChosenKeys []*ChosenKey `protobuf:"bytes,6,rep,name=chosen_keys,json=chosenKeys,proto3" json:"chosen_keys,omitempty"`
+	// Whether tokens could be encrypted to these keys now.
+	State ClientKeyState `protobuf:"varint,7,opt,name=state,proto3,enum=bulla.v1.ClientKeyState" json:"state,omitempty"`
+	// Why, where the state is not READY.
+	StateReason string `protobuf:"bytes,8,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
+	// Whether the client may be given legacy algorithms.
+	Legacy bool `protobuf:"varint,9,opt,name=legacy,proto3" json:"legacy,omitempty"`
+	// Whether its tokens will have the x5t header where its key has a certificate.
+	X5T           bool `protobuf:"varint,10,opt,name=x5t,proto3" json:"x5t,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PendingChange) Reset() {
+	*x = PendingChange{}
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PendingChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PendingChange) ProtoMessage() {}
+
+func (x *PendingChange) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PendingChange.ProtoReflect.Descriptor instead.
+func (*PendingChange) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PendingChange) GetEffectiveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EffectiveAt
+	}
+	return nil
+}
+
+func (x *PendingChange) GetRequestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestedAt
+	}
+	return nil
+}
+
+func (x *PendingChange) GetSource() KeySource {
+	if x != nil {
+		return x.Source
+	}
+	return KeySource_KEY_SOURCE_UNSPECIFIED
+}
+
+func (x *PendingChange) GetJwksUri() string {
+	if x != nil {
+		return x.JwksUri
+	}
+	return ""
+}
+
+func (x *PendingChange) GetSettings() []*ResponseSetting {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *PendingChange) GetChosenKeys() []*ChosenKey {
+	if x != nil {
+		return x.ChosenKeys
+	}
+	return nil
+}
+
+func (x *PendingChange) GetState() ClientKeyState {
+	if x != nil {
+		return x.State
+	}
+	return ClientKeyState_CLIENT_KEY_STATE_UNSPECIFIED
+}
+
+func (x *PendingChange) GetStateReason() string {
+	if x != nil {
+		return x.StateReason
+	}
+	return ""
+}
+
+func (x *PendingChange) GetLegacy() bool {
+	if x != nil {
+		return x.Legacy
+	}
+	return false
+}
+
+func (x *PendingChange) GetX5T() bool {
+	if x != nil {
+		return x.X5T
+	}
+	return false
+}
+
 // RegisterClientKeyRequest registers a client, or changes its registration.
 type RegisterClientKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -552,7 +692,7 @@ type RegisterClientKeyRequest struct {
 
 func (x *RegisterClientKeyRequest) Reset() {
 	*x = RegisterClientKeyRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[3]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +704,7 @@ func (x *RegisterClientKeyRequest) String() string {
 func (*RegisterClientKeyRequest) ProtoMessage() {}
 
 func (x *RegisterClientKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[3]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +717,7 @@ func (x *RegisterClientKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterClientKeyRequest.ProtoReflect.Descriptor instead.
 func (*RegisterClientKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{3}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RegisterClientKeyRequest) GetIssuer() string {
@@ -733,7 +873,7 @@ type RegisterClientKeyResponse struct {
 
 func (x *RegisterClientKeyResponse) Reset() {
 	*x = RegisterClientKeyResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[4]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +885,7 @@ func (x *RegisterClientKeyResponse) String() string {
 func (*RegisterClientKeyResponse) ProtoMessage() {}
 
 func (x *RegisterClientKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[4]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +898,7 @@ func (x *RegisterClientKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterClientKeyResponse.ProtoReflect.Descriptor instead.
 func (*RegisterClientKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{4}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RegisterClientKeyResponse) GetClientKey() *ClientKey {
@@ -792,7 +932,7 @@ type GenerateClientKeyRequest struct {
 
 func (x *GenerateClientKeyRequest) Reset() {
 	*x = GenerateClientKeyRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[5]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +944,7 @@ func (x *GenerateClientKeyRequest) String() string {
 func (*GenerateClientKeyRequest) ProtoMessage() {}
 
 func (x *GenerateClientKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[5]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +957,7 @@ func (x *GenerateClientKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateClientKeyRequest.ProtoReflect.Descriptor instead.
 func (*GenerateClientKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{5}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GenerateClientKeyRequest) GetIssuer() string {
@@ -904,7 +1044,7 @@ type GenerateClientKeyResponse struct {
 
 func (x *GenerateClientKeyResponse) Reset() {
 	*x = GenerateClientKeyResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[6]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +1056,7 @@ func (x *GenerateClientKeyResponse) String() string {
 func (*GenerateClientKeyResponse) ProtoMessage() {}
 
 func (x *GenerateClientKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[6]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1069,7 @@ func (x *GenerateClientKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateClientKeyResponse.ProtoReflect.Descriptor instead.
 func (*GenerateClientKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{6}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GenerateClientKeyResponse) GetClientKey() *ClientKey {
@@ -959,7 +1099,7 @@ type GetClientKeyRequest struct {
 
 func (x *GetClientKeyRequest) Reset() {
 	*x = GetClientKeyRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[7]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1111,7 @@ func (x *GetClientKeyRequest) String() string {
 func (*GetClientKeyRequest) ProtoMessage() {}
 
 func (x *GetClientKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[7]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1124,7 @@ func (x *GetClientKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClientKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetClientKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{7}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetClientKeyRequest) GetIssuer() string {
@@ -1012,7 +1152,7 @@ type GetClientKeyResponse struct {
 
 func (x *GetClientKeyResponse) Reset() {
 	*x = GetClientKeyResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[8]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1164,7 @@ func (x *GetClientKeyResponse) String() string {
 func (*GetClientKeyResponse) ProtoMessage() {}
 
 func (x *GetClientKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[8]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1177,7 @@ func (x *GetClientKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClientKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetClientKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{8}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetClientKeyResponse) GetClientKey() *ClientKey {
@@ -1067,7 +1207,7 @@ type ListClientKeysRequest struct {
 
 func (x *ListClientKeysRequest) Reset() {
 	*x = ListClientKeysRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[9]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1219,7 @@ func (x *ListClientKeysRequest) String() string {
 func (*ListClientKeysRequest) ProtoMessage() {}
 
 func (x *ListClientKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[9]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1232,7 @@ func (x *ListClientKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListClientKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{9}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListClientKeysRequest) GetIssuer() string {
@@ -1137,7 +1277,7 @@ type ListClientKeysResponse struct {
 
 func (x *ListClientKeysResponse) Reset() {
 	*x = ListClientKeysResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[10]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1289,7 @@ func (x *ListClientKeysResponse) String() string {
 func (*ListClientKeysResponse) ProtoMessage() {}
 
 func (x *ListClientKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[10]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1302,7 @@ func (x *ListClientKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListClientKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{10}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListClientKeysResponse) GetClientKeys() []*ClientKey {
@@ -1194,7 +1334,7 @@ type DeleteClientKeyRequest struct {
 
 func (x *DeleteClientKeyRequest) Reset() {
 	*x = DeleteClientKeyRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[11]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1346,7 @@ func (x *DeleteClientKeyRequest) String() string {
 func (*DeleteClientKeyRequest) ProtoMessage() {}
 
 func (x *DeleteClientKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[11]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1359,7 @@ func (x *DeleteClientKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteClientKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteClientKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{11}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteClientKeyRequest) GetIssuer() string {
@@ -1252,7 +1392,7 @@ type DeleteClientKeyResponse struct {
 
 func (x *DeleteClientKeyResponse) Reset() {
 	*x = DeleteClientKeyResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[12]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1404,7 @@ func (x *DeleteClientKeyResponse) String() string {
 func (*DeleteClientKeyResponse) ProtoMessage() {}
 
 func (x *DeleteClientKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[12]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1417,7 @@ func (x *DeleteClientKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteClientKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteClientKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{12}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{13}
 }
 
 // RefreshClientKeyRequest names the client to refresh.
@@ -1293,7 +1433,7 @@ type RefreshClientKeyRequest struct {
 
 func (x *RefreshClientKeyRequest) Reset() {
 	*x = RefreshClientKeyRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[13]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1445,7 @@ func (x *RefreshClientKeyRequest) String() string {
 func (*RefreshClientKeyRequest) ProtoMessage() {}
 
 func (x *RefreshClientKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[13]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1458,7 @@ func (x *RefreshClientKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshClientKeyRequest.ProtoReflect.Descriptor instead.
 func (*RefreshClientKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{13}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RefreshClientKeyRequest) GetIssuer() string {
@@ -1346,7 +1486,7 @@ type RefreshClientKeyResponse struct {
 
 func (x *RefreshClientKeyResponse) Reset() {
 	*x = RefreshClientKeyResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[14]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1498,7 @@ func (x *RefreshClientKeyResponse) String() string {
 func (*RefreshClientKeyResponse) ProtoMessage() {}
 
 func (x *RefreshClientKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[14]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1511,7 @@ func (x *RefreshClientKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshClientKeyResponse.ProtoReflect.Descriptor instead.
 func (*RefreshClientKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{14}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RefreshClientKeyResponse) GetClientKey() *ClientKey {
@@ -1392,7 +1532,7 @@ type WatchClientKeysRequest struct {
 
 func (x *WatchClientKeysRequest) Reset() {
 	*x = WatchClientKeysRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[15]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1544,7 @@ func (x *WatchClientKeysRequest) String() string {
 func (*WatchClientKeysRequest) ProtoMessage() {}
 
 func (x *WatchClientKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[15]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1557,7 @@ func (x *WatchClientKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchClientKeysRequest.ProtoReflect.Descriptor instead.
 func (*WatchClientKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{15}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchClientKeysRequest) GetIssuer() string {
@@ -1441,7 +1581,7 @@ type WatchClientKeysResponse struct {
 
 func (x *WatchClientKeysResponse) Reset() {
 	*x = WatchClientKeysResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[16]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1593,7 @@ func (x *WatchClientKeysResponse) String() string {
 func (*WatchClientKeysResponse) ProtoMessage() {}
 
 func (x *WatchClientKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[16]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1606,7 @@ func (x *WatchClientKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchClientKeysResponse.ProtoReflect.Descriptor instead.
 func (*WatchClientKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{16}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchClientKeysResponse) GetClientKey() *ClientKey {
@@ -1498,7 +1638,7 @@ type ExplainClientKeyRequest struct {
 
 func (x *ExplainClientKeyRequest) Reset() {
 	*x = ExplainClientKeyRequest{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[17]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1650,7 @@ func (x *ExplainClientKeyRequest) String() string {
 func (*ExplainClientKeyRequest) ProtoMessage() {}
 
 func (x *ExplainClientKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[17]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1663,7 @@ func (x *ExplainClientKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainClientKeyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainClientKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{17}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExplainClientKeyRequest) GetIssuer() string {
@@ -1555,14 +1695,16 @@ type ExplainClientKeyResponse struct {
 	// Every key in the set, in its order.
 	Keys []*KeyVerdict `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
 	// Whether the set is from the registration or fetched, and when.
-	FetchedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
+	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
+	// The same of what the client becomes. Unset: no change waits.
+	Pending       *PendingExplanation `protobuf:"bytes,4,opt,name=pending,proto3" json:"pending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExplainClientKeyResponse) Reset() {
 	*x = ExplainClientKeyResponse{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[18]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1716,7 @@ func (x *ExplainClientKeyResponse) String() string {
 func (*ExplainClientKeyResponse) ProtoMessage() {}
 
 func (x *ExplainClientKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[18]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1729,7 @@ func (x *ExplainClientKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainClientKeyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainClientKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{18}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExplainClientKeyResponse) GetSetting() *ResponseSetting {
@@ -1609,6 +1751,97 @@ func (x *ExplainClientKeyResponse) GetFetchedAt() *timestamppb.Timestamp {
 		return x.FetchedAt
 	}
 	return nil
+}
+
+func (x *ExplainClientKeyResponse) GetPending() *PendingExplanation {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+// PendingExplanation goes through the key set of a change that waits.
+type PendingExplanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the change takes effect.
+	EffectiveAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=effective_at,json=effectiveAt,proto3" json:"effective_at,omitempty"`
+	// The setting the keys were held against. Unset: there will be none for this
+	// kind of token.
+	Setting *ResponseSetting `protobuf:"bytes,2,opt,name=setting,proto3" json:"setting,omitempty"`
+	// Every key in the set, in its order. None if this kind of token will not be
+	// encrypted, or the keys are not known now.
+	Keys []*KeyVerdict `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Whether the set is from the registration or fetched, and when.
+	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
+	// Why there are no keys, where there are none.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PendingExplanation) Reset() {
+	*x = PendingExplanation{}
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PendingExplanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PendingExplanation) ProtoMessage() {}
+
+func (x *PendingExplanation) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PendingExplanation.ProtoReflect.Descriptor instead.
+func (*PendingExplanation) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PendingExplanation) GetEffectiveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EffectiveAt
+	}
+	return nil
+}
+
+func (x *PendingExplanation) GetSetting() *ResponseSetting {
+	if x != nil {
+		return x.Setting
+	}
+	return nil
+}
+
+func (x *PendingExplanation) GetKeys() []*KeyVerdict {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *PendingExplanation) GetFetchedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FetchedAt
+	}
+	return nil
+}
+
+func (x *PendingExplanation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // KeyVerdict is what was decided about one key.
@@ -1638,7 +1871,7 @@ type KeyVerdict struct {
 
 func (x *KeyVerdict) Reset() {
 	*x = KeyVerdict{}
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[19]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1883,7 @@ func (x *KeyVerdict) String() string {
 func (*KeyVerdict) ProtoMessage() {}
 
 func (x *KeyVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_client_key_service_proto_msgTypes[19]
+	mi := &file_bulla_v1_client_key_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1896,7 @@ func (x *KeyVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVerdict.ProtoReflect.Descriptor instead.
 func (*KeyVerdict) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{19}
+	return file_bulla_v1_client_key_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KeyVerdict) GetIndex() int32 {
@@ -1749,7 +1982,7 @@ const file_bulla_v1_client_key_service_proto_rawDesc = "" +
 	"thumbprint\x18\x03 \x01(\tR\n" +
 	"thumbprint\x121\n" +
 	"\x14encryption_algorithm\x18\x04 \x01(\tR\x13encryptionAlgorithm\x12-\n" +
-	"\x12content_encryption\x18\x05 \x01(\tR\x11contentEncryption\"\x97\x06\n" +
+	"\x12content_encryption\x18\x05 \x01(\tR\x11contentEncryption\"\xd7\x06\n" +
 	"\tClientKey\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12+\n" +
@@ -1775,7 +2008,21 @@ const file_bulla_v1_client_key_service_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x16\n" +
 	"\x06legacy\x18\x11 \x01(\bR\x06legacy\x12\x10\n" +
-	"\x03x5t\x18\x12 \x01(\bR\x03x5t\"\xba\x03\n" +
+	"\x03x5t\x18\x12 \x01(\bR\x03x5t\x12>\n" +
+	"\x0epending_change\x18\x13 \x01(\v2\x17.bulla.v1.PendingChangeR\rpendingChange\"\xbf\x03\n" +
+	"\rPendingChange\x12=\n" +
+	"\feffective_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\veffectiveAt\x12=\n" +
+	"\frequested_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x12+\n" +
+	"\x06source\x18\x03 \x01(\x0e2\x13.bulla.v1.KeySourceR\x06source\x12\x19\n" +
+	"\bjwks_uri\x18\x04 \x01(\tR\ajwksUri\x125\n" +
+	"\bsettings\x18\x05 \x03(\v2\x19.bulla.v1.ResponseSettingR\bsettings\x124\n" +
+	"\vchosen_keys\x18\x06 \x03(\v2\x13.bulla.v1.ChosenKeyR\n" +
+	"chosenKeys\x12.\n" +
+	"\x05state\x18\a \x01(\x0e2\x18.bulla.v1.ClientKeyStateR\x05state\x12!\n" +
+	"\fstate_reason\x18\b \x01(\tR\vstateReason\x12\x16\n" +
+	"\x06legacy\x18\t \x01(\bR\x06legacy\x12\x10\n" +
+	"\x03x5t\x18\n" +
+	" \x01(\bR\x03x5t\"\xba\x03\n" +
 	"\x18RegisterClientKeyRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x14\n" +
@@ -1846,12 +2093,20 @@ const file_bulla_v1_client_key_service_proto_rawDesc = "" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x122\n" +
 	"\n" +
-	"token_kind\x18\x03 \x01(\x0e2\x13.bulla.v1.TokenKindR\ttokenKind\"\xb4\x01\n" +
+	"token_kind\x18\x03 \x01(\x0e2\x13.bulla.v1.TokenKindR\ttokenKind\"\xec\x01\n" +
 	"\x18ExplainClientKeyResponse\x123\n" +
 	"\asetting\x18\x01 \x01(\v2\x19.bulla.v1.ResponseSettingR\asetting\x12(\n" +
 	"\x04keys\x18\x02 \x03(\v2\x14.bulla.v1.KeyVerdictR\x04keys\x129\n" +
 	"\n" +
-	"fetched_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tfetchedAt\"\xea\x01\n" +
+	"fetched_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tfetchedAt\x126\n" +
+	"\apending\x18\x04 \x01(\v2\x1c.bulla.v1.PendingExplanationR\apending\"\x85\x02\n" +
+	"\x12PendingExplanation\x12=\n" +
+	"\feffective_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\veffectiveAt\x123\n" +
+	"\asetting\x18\x02 \x01(\v2\x19.bulla.v1.ResponseSettingR\asetting\x12(\n" +
+	"\x04keys\x18\x03 \x03(\v2\x14.bulla.v1.KeyVerdictR\x04keys\x129\n" +
+	"\n" +
+	"fetched_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tfetchedAt\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xea\x01\n" +
 	"\n" +
 	"KeyVerdict\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x15\n" +
@@ -1902,80 +2157,94 @@ func file_bulla_v1_client_key_service_proto_rawDescGZIP() []byte {
 }
 
 var file_bulla_v1_client_key_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_bulla_v1_client_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_bulla_v1_client_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_bulla_v1_client_key_service_proto_goTypes = []any{
 	(ClientKeyState)(0),               // 0: bulla.v1.ClientKeyState
 	(KeySource)(0),                    // 1: bulla.v1.KeySource
 	(*ResponseSetting)(nil),           // 2: bulla.v1.ResponseSetting
 	(*ChosenKey)(nil),                 // 3: bulla.v1.ChosenKey
 	(*ClientKey)(nil),                 // 4: bulla.v1.ClientKey
-	(*RegisterClientKeyRequest)(nil),  // 5: bulla.v1.RegisterClientKeyRequest
-	(*RegisterClientKeyResponse)(nil), // 6: bulla.v1.RegisterClientKeyResponse
-	(*GenerateClientKeyRequest)(nil),  // 7: bulla.v1.GenerateClientKeyRequest
-	(*GenerateClientKeyResponse)(nil), // 8: bulla.v1.GenerateClientKeyResponse
-	(*GetClientKeyRequest)(nil),       // 9: bulla.v1.GetClientKeyRequest
-	(*GetClientKeyResponse)(nil),      // 10: bulla.v1.GetClientKeyResponse
-	(*ListClientKeysRequest)(nil),     // 11: bulla.v1.ListClientKeysRequest
-	(*ListClientKeysResponse)(nil),    // 12: bulla.v1.ListClientKeysResponse
-	(*DeleteClientKeyRequest)(nil),    // 13: bulla.v1.DeleteClientKeyRequest
-	(*DeleteClientKeyResponse)(nil),   // 14: bulla.v1.DeleteClientKeyResponse
-	(*RefreshClientKeyRequest)(nil),   // 15: bulla.v1.RefreshClientKeyRequest
-	(*RefreshClientKeyResponse)(nil),  // 16: bulla.v1.RefreshClientKeyResponse
-	(*WatchClientKeysRequest)(nil),    // 17: bulla.v1.WatchClientKeysRequest
-	(*WatchClientKeysResponse)(nil),   // 18: bulla.v1.WatchClientKeysResponse
-	(*ExplainClientKeyRequest)(nil),   // 19: bulla.v1.ExplainClientKeyRequest
-	(*ExplainClientKeyResponse)(nil),  // 20: bulla.v1.ExplainClientKeyResponse
-	(*KeyVerdict)(nil),                // 21: bulla.v1.KeyVerdict
-	(TokenKind)(0),                    // 22: bulla.v1.TokenKind
-	(*timestamppb.Timestamp)(nil),     // 23: google.protobuf.Timestamp
+	(*PendingChange)(nil),             // 5: bulla.v1.PendingChange
+	(*RegisterClientKeyRequest)(nil),  // 6: bulla.v1.RegisterClientKeyRequest
+	(*RegisterClientKeyResponse)(nil), // 7: bulla.v1.RegisterClientKeyResponse
+	(*GenerateClientKeyRequest)(nil),  // 8: bulla.v1.GenerateClientKeyRequest
+	(*GenerateClientKeyResponse)(nil), // 9: bulla.v1.GenerateClientKeyResponse
+	(*GetClientKeyRequest)(nil),       // 10: bulla.v1.GetClientKeyRequest
+	(*GetClientKeyResponse)(nil),      // 11: bulla.v1.GetClientKeyResponse
+	(*ListClientKeysRequest)(nil),     // 12: bulla.v1.ListClientKeysRequest
+	(*ListClientKeysResponse)(nil),    // 13: bulla.v1.ListClientKeysResponse
+	(*DeleteClientKeyRequest)(nil),    // 14: bulla.v1.DeleteClientKeyRequest
+	(*DeleteClientKeyResponse)(nil),   // 15: bulla.v1.DeleteClientKeyResponse
+	(*RefreshClientKeyRequest)(nil),   // 16: bulla.v1.RefreshClientKeyRequest
+	(*RefreshClientKeyResponse)(nil),  // 17: bulla.v1.RefreshClientKeyResponse
+	(*WatchClientKeysRequest)(nil),    // 18: bulla.v1.WatchClientKeysRequest
+	(*WatchClientKeysResponse)(nil),   // 19: bulla.v1.WatchClientKeysResponse
+	(*ExplainClientKeyRequest)(nil),   // 20: bulla.v1.ExplainClientKeyRequest
+	(*ExplainClientKeyResponse)(nil),  // 21: bulla.v1.ExplainClientKeyResponse
+	(*PendingExplanation)(nil),        // 22: bulla.v1.PendingExplanation
+	(*KeyVerdict)(nil),                // 23: bulla.v1.KeyVerdict
+	(TokenKind)(0),                    // 24: bulla.v1.TokenKind
+	(*timestamppb.Timestamp)(nil),     // 25: google.protobuf.Timestamp
 }
 var file_bulla_v1_client_key_service_proto_depIdxs = []int32{
-	22, // 0: bulla.v1.ResponseSetting.token_kind:type_name -> bulla.v1.TokenKind
-	22, // 1: bulla.v1.ChosenKey.token_kind:type_name -> bulla.v1.TokenKind
+	24, // 0: bulla.v1.ResponseSetting.token_kind:type_name -> bulla.v1.TokenKind
+	24, // 1: bulla.v1.ChosenKey.token_kind:type_name -> bulla.v1.TokenKind
 	1,  // 2: bulla.v1.ClientKey.source:type_name -> bulla.v1.KeySource
 	2,  // 3: bulla.v1.ClientKey.settings:type_name -> bulla.v1.ResponseSetting
 	3,  // 4: bulla.v1.ClientKey.chosen_keys:type_name -> bulla.v1.ChosenKey
 	0,  // 5: bulla.v1.ClientKey.state:type_name -> bulla.v1.ClientKeyState
-	23, // 6: bulla.v1.ClientKey.state_since:type_name -> google.protobuf.Timestamp
-	23, // 7: bulla.v1.ClientKey.fetched_at:type_name -> google.protobuf.Timestamp
-	23, // 8: bulla.v1.ClientKey.next_refresh_at:type_name -> google.protobuf.Timestamp
-	23, // 9: bulla.v1.ClientKey.expires_at:type_name -> google.protobuf.Timestamp
-	23, // 10: bulla.v1.ClientKey.created_at:type_name -> google.protobuf.Timestamp
-	23, // 11: bulla.v1.ClientKey.updated_at:type_name -> google.protobuf.Timestamp
-	2,  // 12: bulla.v1.RegisterClientKeyRequest.settings:type_name -> bulla.v1.ResponseSetting
-	4,  // 13: bulla.v1.RegisterClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
-	2,  // 14: bulla.v1.GenerateClientKeyRequest.settings:type_name -> bulla.v1.ResponseSetting
-	4,  // 15: bulla.v1.GenerateClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
-	4,  // 16: bulla.v1.GetClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
-	0,  // 17: bulla.v1.ListClientKeysRequest.state:type_name -> bulla.v1.ClientKeyState
-	4,  // 18: bulla.v1.ListClientKeysResponse.client_keys:type_name -> bulla.v1.ClientKey
-	4,  // 19: bulla.v1.RefreshClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
-	4,  // 20: bulla.v1.WatchClientKeysResponse.client_key:type_name -> bulla.v1.ClientKey
-	22, // 21: bulla.v1.ExplainClientKeyRequest.token_kind:type_name -> bulla.v1.TokenKind
-	2,  // 22: bulla.v1.ExplainClientKeyResponse.setting:type_name -> bulla.v1.ResponseSetting
-	21, // 23: bulla.v1.ExplainClientKeyResponse.keys:type_name -> bulla.v1.KeyVerdict
-	23, // 24: bulla.v1.ExplainClientKeyResponse.fetched_at:type_name -> google.protobuf.Timestamp
-	5,  // 25: bulla.v1.ClientKeyService.RegisterClientKey:input_type -> bulla.v1.RegisterClientKeyRequest
-	7,  // 26: bulla.v1.ClientKeyService.GenerateClientKey:input_type -> bulla.v1.GenerateClientKeyRequest
-	9,  // 27: bulla.v1.ClientKeyService.GetClientKey:input_type -> bulla.v1.GetClientKeyRequest
-	11, // 28: bulla.v1.ClientKeyService.ListClientKeys:input_type -> bulla.v1.ListClientKeysRequest
-	13, // 29: bulla.v1.ClientKeyService.DeleteClientKey:input_type -> bulla.v1.DeleteClientKeyRequest
-	15, // 30: bulla.v1.ClientKeyService.RefreshClientKey:input_type -> bulla.v1.RefreshClientKeyRequest
-	17, // 31: bulla.v1.ClientKeyService.WatchClientKeys:input_type -> bulla.v1.WatchClientKeysRequest
-	19, // 32: bulla.v1.ClientKeyService.ExplainClientKey:input_type -> bulla.v1.ExplainClientKeyRequest
-	6,  // 33: bulla.v1.ClientKeyService.RegisterClientKey:output_type -> bulla.v1.RegisterClientKeyResponse
-	8,  // 34: bulla.v1.ClientKeyService.GenerateClientKey:output_type -> bulla.v1.GenerateClientKeyResponse
-	10, // 35: bulla.v1.ClientKeyService.GetClientKey:output_type -> bulla.v1.GetClientKeyResponse
-	12, // 36: bulla.v1.ClientKeyService.ListClientKeys:output_type -> bulla.v1.ListClientKeysResponse
-	14, // 37: bulla.v1.ClientKeyService.DeleteClientKey:output_type -> bulla.v1.DeleteClientKeyResponse
-	16, // 38: bulla.v1.ClientKeyService.RefreshClientKey:output_type -> bulla.v1.RefreshClientKeyResponse
-	18, // 39: bulla.v1.ClientKeyService.WatchClientKeys:output_type -> bulla.v1.WatchClientKeysResponse
-	20, // 40: bulla.v1.ClientKeyService.ExplainClientKey:output_type -> bulla.v1.ExplainClientKeyResponse
-	33, // [33:41] is the sub-list for method output_type
-	25, // [25:33] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	25, // 6: bulla.v1.ClientKey.state_since:type_name -> google.protobuf.Timestamp
+	25, // 7: bulla.v1.ClientKey.fetched_at:type_name -> google.protobuf.Timestamp
+	25, // 8: bulla.v1.ClientKey.next_refresh_at:type_name -> google.protobuf.Timestamp
+	25, // 9: bulla.v1.ClientKey.expires_at:type_name -> google.protobuf.Timestamp
+	25, // 10: bulla.v1.ClientKey.created_at:type_name -> google.protobuf.Timestamp
+	25, // 11: bulla.v1.ClientKey.updated_at:type_name -> google.protobuf.Timestamp
+	5,  // 12: bulla.v1.ClientKey.pending_change:type_name -> bulla.v1.PendingChange
+	25, // 13: bulla.v1.PendingChange.effective_at:type_name -> google.protobuf.Timestamp
+	25, // 14: bulla.v1.PendingChange.requested_at:type_name -> google.protobuf.Timestamp
+	1,  // 15: bulla.v1.PendingChange.source:type_name -> bulla.v1.KeySource
+	2,  // 16: bulla.v1.PendingChange.settings:type_name -> bulla.v1.ResponseSetting
+	3,  // 17: bulla.v1.PendingChange.chosen_keys:type_name -> bulla.v1.ChosenKey
+	0,  // 18: bulla.v1.PendingChange.state:type_name -> bulla.v1.ClientKeyState
+	2,  // 19: bulla.v1.RegisterClientKeyRequest.settings:type_name -> bulla.v1.ResponseSetting
+	4,  // 20: bulla.v1.RegisterClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
+	2,  // 21: bulla.v1.GenerateClientKeyRequest.settings:type_name -> bulla.v1.ResponseSetting
+	4,  // 22: bulla.v1.GenerateClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
+	4,  // 23: bulla.v1.GetClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
+	0,  // 24: bulla.v1.ListClientKeysRequest.state:type_name -> bulla.v1.ClientKeyState
+	4,  // 25: bulla.v1.ListClientKeysResponse.client_keys:type_name -> bulla.v1.ClientKey
+	4,  // 26: bulla.v1.RefreshClientKeyResponse.client_key:type_name -> bulla.v1.ClientKey
+	4,  // 27: bulla.v1.WatchClientKeysResponse.client_key:type_name -> bulla.v1.ClientKey
+	24, // 28: bulla.v1.ExplainClientKeyRequest.token_kind:type_name -> bulla.v1.TokenKind
+	2,  // 29: bulla.v1.ExplainClientKeyResponse.setting:type_name -> bulla.v1.ResponseSetting
+	23, // 30: bulla.v1.ExplainClientKeyResponse.keys:type_name -> bulla.v1.KeyVerdict
+	25, // 31: bulla.v1.ExplainClientKeyResponse.fetched_at:type_name -> google.protobuf.Timestamp
+	22, // 32: bulla.v1.ExplainClientKeyResponse.pending:type_name -> bulla.v1.PendingExplanation
+	25, // 33: bulla.v1.PendingExplanation.effective_at:type_name -> google.protobuf.Timestamp
+	2,  // 34: bulla.v1.PendingExplanation.setting:type_name -> bulla.v1.ResponseSetting
+	23, // 35: bulla.v1.PendingExplanation.keys:type_name -> bulla.v1.KeyVerdict
+	25, // 36: bulla.v1.PendingExplanation.fetched_at:type_name -> google.protobuf.Timestamp
+	6,  // 37: bulla.v1.ClientKeyService.RegisterClientKey:input_type -> bulla.v1.RegisterClientKeyRequest
+	8,  // 38: bulla.v1.ClientKeyService.GenerateClientKey:input_type -> bulla.v1.GenerateClientKeyRequest
+	10, // 39: bulla.v1.ClientKeyService.GetClientKey:input_type -> bulla.v1.GetClientKeyRequest
+	12, // 40: bulla.v1.ClientKeyService.ListClientKeys:input_type -> bulla.v1.ListClientKeysRequest
+	14, // 41: bulla.v1.ClientKeyService.DeleteClientKey:input_type -> bulla.v1.DeleteClientKeyRequest
+	16, // 42: bulla.v1.ClientKeyService.RefreshClientKey:input_type -> bulla.v1.RefreshClientKeyRequest
+	18, // 43: bulla.v1.ClientKeyService.WatchClientKeys:input_type -> bulla.v1.WatchClientKeysRequest
+	20, // 44: bulla.v1.ClientKeyService.ExplainClientKey:input_type -> bulla.v1.ExplainClientKeyRequest
+	7,  // 45: bulla.v1.ClientKeyService.RegisterClientKey:output_type -> bulla.v1.RegisterClientKeyResponse
+	9,  // 46: bulla.v1.ClientKeyService.GenerateClientKey:output_type -> bulla.v1.GenerateClientKeyResponse
+	11, // 47: bulla.v1.ClientKeyService.GetClientKey:output_type -> bulla.v1.GetClientKeyResponse
+	13, // 48: bulla.v1.ClientKeyService.ListClientKeys:output_type -> bulla.v1.ListClientKeysResponse
+	15, // 49: bulla.v1.ClientKeyService.DeleteClientKey:output_type -> bulla.v1.DeleteClientKeyResponse
+	17, // 50: bulla.v1.ClientKeyService.RefreshClientKey:output_type -> bulla.v1.RefreshClientKeyResponse
+	19, // 51: bulla.v1.ClientKeyService.WatchClientKeys:output_type -> bulla.v1.WatchClientKeysResponse
+	21, // 52: bulla.v1.ClientKeyService.ExplainClientKey:output_type -> bulla.v1.ExplainClientKeyResponse
+	45, // [45:53] is the sub-list for method output_type
+	37, // [37:45] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_bulla_v1_client_key_service_proto_init() }
@@ -1984,14 +2253,14 @@ func file_bulla_v1_client_key_service_proto_init() {
 		return
 	}
 	file_bulla_v1_token_kind_proto_init()
-	file_bulla_v1_client_key_service_proto_msgTypes[3].OneofWrappers = []any{
+	file_bulla_v1_client_key_service_proto_msgTypes[4].OneofWrappers = []any{
 		(*RegisterClientKeyRequest_Jwks)(nil),
 		(*RegisterClientKeyRequest_JwksUri)(nil),
 		(*RegisterClientKeyRequest_PublicKeyPem)(nil),
 		(*RegisterClientKeyRequest_ClientSecret)(nil),
 		(*RegisterClientKeyRequest_ClientMetadata)(nil),
 	}
-	file_bulla_v1_client_key_service_proto_msgTypes[5].OneofWrappers = []any{
+	file_bulla_v1_client_key_service_proto_msgTypes[6].OneofWrappers = []any{
 		(*GenerateClientKeyRequest_RsaBits)(nil),
 		(*GenerateClientKeyRequest_Curve)(nil),
 	}
@@ -2001,7 +2270,7 @@ func file_bulla_v1_client_key_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bulla_v1_client_key_service_proto_rawDesc), len(file_bulla_v1_client_key_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

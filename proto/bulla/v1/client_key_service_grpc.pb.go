@@ -42,22 +42,33 @@ type ClientKeyServiceClient interface {
 	// current revision and the permission to replace. A jwks_uri is fetched once
 	// within the call; if that fails nothing changes, unless allow_unfetched is
 	// set.
+	//
+	// Where the issuer has a key_change_delay, a change of a client that is or was
+	// registered waits for that long, and the reply shows it as pending_change. A
+	// change that waits is replaced by the next, which waits anew; it is taken back
+	// by registering what is in force, with the current revision, and by deleting
+	// the client. When it takes effect, the revision rises again.
 	RegisterClientKey(ctx context.Context, in *RegisterClientKeyRequest, opts ...grpc.CallOption) (*RegisterClientKeyResponse, error)
 	// GenerateClientKey makes a key pair for a client, keeps the public half and
 	// returns the private one, this once only. With a revision it replaces the
-	// client's key at once, which takes the permission to replace as well.
+	// client's key, which takes the permission to replace as well: at once, or after
+	// the issuer's key_change_delay as RegisterClientKey does.
 	GenerateClientKey(ctx context.Context, in *GenerateClientKeyRequest, opts ...grpc.CallOption) (*GenerateClientKeyResponse, error)
 	// GetClientKey returns what is known of one client.
 	GetClientKey(ctx context.Context, in *GetClientKeyRequest, opts ...grpc.CallOption) (*GetClientKeyResponse, error)
 	// ListClientKeys returns the clients of an issuer in the order of their ids.
 	ListClientKeys(ctx context.Context, in *ListClientKeysRequest, opts ...grpc.CallOption) (*ListClientKeysResponse, error)
-	// DeleteClientKey forgets a client. No token is made for it any more.
+	// DeleteClientKey forgets a client, with a change of it that waits. No token is
+	// made for it any more, whatever the issuer's key_change_delay is.
 	DeleteClientKey(ctx context.Context, in *DeleteClientKeyRequest, opts ...grpc.CallOption) (*DeleteClientKeyResponse, error)
-	// RefreshClientKey fetches a client's jwks_uri now. It is limited in rate.
+	// RefreshClientKey fetches a client's jwks_uri now. It is limited in rate. What
+	// the client's host says is in force at once: a key_change_delay is for those
+	// who change registrations.
 	RefreshClientKey(ctx context.Context, in *RefreshClientKeyRequest, opts ...grpc.CallOption) (*RefreshClientKeyResponse, error)
 	// WatchClientKeys streams the changes of an issuer's clients that the caller
 	// may read, whoever makes them and on whichever replica: registrations,
-	// deletions, and what the refresh of a jwks_uri brings. The response headers
+	// deletions, what the refresh of a jwks_uri brings, that a change waits, and
+	// that it has taken effect. The response headers
 	// come at once; what changes after them is told. A client that changes several
 	// times before the caller reads of it is told of once, as it then stands, and
 	// a change that leaves it as it was told last is not told. That a set or a
@@ -186,22 +197,33 @@ type ClientKeyServiceServer interface {
 	// current revision and the permission to replace. A jwks_uri is fetched once
 	// within the call; if that fails nothing changes, unless allow_unfetched is
 	// set.
+	//
+	// Where the issuer has a key_change_delay, a change of a client that is or was
+	// registered waits for that long, and the reply shows it as pending_change. A
+	// change that waits is replaced by the next, which waits anew; it is taken back
+	// by registering what is in force, with the current revision, and by deleting
+	// the client. When it takes effect, the revision rises again.
 	RegisterClientKey(context.Context, *RegisterClientKeyRequest) (*RegisterClientKeyResponse, error)
 	// GenerateClientKey makes a key pair for a client, keeps the public half and
 	// returns the private one, this once only. With a revision it replaces the
-	// client's key at once, which takes the permission to replace as well.
+	// client's key, which takes the permission to replace as well: at once, or after
+	// the issuer's key_change_delay as RegisterClientKey does.
 	GenerateClientKey(context.Context, *GenerateClientKeyRequest) (*GenerateClientKeyResponse, error)
 	// GetClientKey returns what is known of one client.
 	GetClientKey(context.Context, *GetClientKeyRequest) (*GetClientKeyResponse, error)
 	// ListClientKeys returns the clients of an issuer in the order of their ids.
 	ListClientKeys(context.Context, *ListClientKeysRequest) (*ListClientKeysResponse, error)
-	// DeleteClientKey forgets a client. No token is made for it any more.
+	// DeleteClientKey forgets a client, with a change of it that waits. No token is
+	// made for it any more, whatever the issuer's key_change_delay is.
 	DeleteClientKey(context.Context, *DeleteClientKeyRequest) (*DeleteClientKeyResponse, error)
-	// RefreshClientKey fetches a client's jwks_uri now. It is limited in rate.
+	// RefreshClientKey fetches a client's jwks_uri now. It is limited in rate. What
+	// the client's host says is in force at once: a key_change_delay is for those
+	// who change registrations.
 	RefreshClientKey(context.Context, *RefreshClientKeyRequest) (*RefreshClientKeyResponse, error)
 	// WatchClientKeys streams the changes of an issuer's clients that the caller
 	// may read, whoever makes them and on whichever replica: registrations,
-	// deletions, and what the refresh of a jwks_uri brings. The response headers
+	// deletions, what the refresh of a jwks_uri brings, that a change waits, and
+	// that it has taken effect. The response headers
 	// come at once; what changes after them is told. A client that changes several
 	// times before the caller reads of it is told of once, as it then stands, and
 	// a change that leaves it as it was told last is not told. That a set or a
