@@ -157,7 +157,7 @@ func services(t testing.TB, c *client.Client) ([]string, error) {
 	return names, nil
 }
 
-func TestReflectionIsThereUnlessItIsSwitchedOff(t *testing.T) {
+func TestReflectionAndHealthAreThereUnlessTheyAreSwitchedOff(t *testing.T) {
 	names, err := services(t, shared.Caller(t, stranger))
 	if err != nil {
 		t.Fatal(err)
@@ -167,9 +167,15 @@ func TestReflectionIsThereUnlessItIsSwitchedOff(t *testing.T) {
 			t.Errorf("got the services %v, want %s among them", names, want)
 		}
 	}
-	off := harness.Start(t, harness.Config{Token: shared.token, CA: shared.ca, Edit: func(tree harness.M) { tree["grpc"].(harness.M)["reflection"] = false }})
+	off := harness.Start(t, harness.Config{Token: shared.token, CA: shared.ca, Edit: func(tree harness.M) {
+		tree["grpc"].(harness.M)["reflection"], tree["grpc"].(harness.M)["health"] = false, false
+	}})
 	if names, err := services(t, off.Caller(t, harness.Admin)); status.Code(err) != codes.Unimplemented {
 		t.Errorf("switched off: got %v (%v), want UNIMPLEMENTED", names, err)
+	}
+	health := healthpb.NewHealthClient(off.Caller(t, harness.Admin).Conn())
+	if res, err := health.Check(t.Context(), &healthpb.HealthCheckRequest{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("switched off: health says %v (%v), want UNIMPLEMENTED", res, err)
 	}
 }
 

@@ -89,8 +89,17 @@ func TestVerifiersFetchAndCacheTheKeys(t *testing.T) {
 		{"GET", "/jwks/", "", http.StatusNotFound},
 		{"GET", "/jwks/main/x", "", http.StatusNotFound},
 		{"GET", "/", "", http.StatusNotFound},
+		{"GET", "/jwks", "", http.StatusNotFound},
+		// What is for operators and callers is at no other place.
 		{"GET", "/metrics", "", http.StatusNotFound},
 		{"GET", "/readyz", "", http.StatusNotFound},
+		{"GET", "/livez", "", http.StatusNotFound},
+		{"GET", "/healthz", "", http.StatusNotFound},
+		{"GET", "/debug/pprof/", "", http.StatusNotFound},
+		{"GET", "/debug/vars", "", http.StatusNotFound},
+		{"GET", "/jwks/../metrics", "", http.StatusNotFound},
+		{"POST", "/grpc.health.v1.Health/Check", "", http.StatusNotFound},
+		{"POST", "/bulla.v1.TokenService/SignAndEncrypt", "", http.StatusNotFound},
 		{"POST", "/jwks/main", "", http.StatusMethodNotAllowed},
 		{"DELETE", "/jwks/main", "", http.StatusMethodNotAllowed},
 	} {

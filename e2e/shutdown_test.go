@@ -179,6 +179,8 @@ func TestStartFailsForWhatAnOperatorMustEdit(t *testing.T) {
 			c["grpc"].(harness.M)["tls"].(harness.M)["key_file"] = shared.ca.Issue(t, harness.LeafConfig{}).KeyFile
 		}, "key_file"},
 		{"an address that is taken", func(c harness.M) { c["ops"].(harness.M)["listen"] = shared.Ops }, "ops.listen"},
+		{"an address for metrics that is taken", func(c harness.M) { c["ops"].(harness.M)["metrics_listen"] = shared.Ops }, "ops.metrics_listen"},
+		{"two listeners on one address", func(c harness.M) { c["ops"].(harness.M)["metrics_listen"] = c["http"].(harness.M)["listen"] }, "this is the address of http.listen too"},
 		{"plaintext outside development", func(c harness.M) { delete(c["grpc"].(harness.M), "tls") }, "grpc.tls"},
 		{"development off loopback", func(c harness.M) {
 			c["development"] = true

@@ -59,6 +59,9 @@ if is test interop soak; then
 	need erlang-jose erlang jose
 	need erlang-jiffy erlang jiffy
 fi
+if is test soak; then # to look at TLS from outside
+	need openssl command -v openssl
+fi
 if is test soak bench bench-scale; then # for the store of a fleet
 	need postgresql postgresql
 fi

@@ -62,7 +62,8 @@ type Ops struct {
 	// Degraded returns what does not work as it should while tokens are issued
 	// all the same, nil if all does. Default: all does.
 	Degraded func() error
-	// Metrics serves the metrics.
+	// Metrics serves the metrics. Default: none, as they are at an address of
+	// their own (MetricsHandler).
 	Metrics http.Handler
 }
 
@@ -93,7 +94,16 @@ func OpsHandler(o Ops) http.Handler {
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.Handle("GET /metrics", o.Metrics)
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", o.Metrics)
+	}
+	return mux
+}
+
+// MetricsHandler serves /metrics and nothing else.
+func MetricsHandler(metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
 	return mux
 }
 

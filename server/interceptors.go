@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -13,7 +12,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -160,10 +158,12 @@ func (s *Server) identifyStream(srv any, stream grpc.ServerStream, info *grpc.St
 		return err
 	}
 	if !ours(info.FullMethod) {
-		var cancel context.CancelFunc
+		var cancel, release context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(s.watching, cancel)()
+		ctx, release = whileIdentified(ctx)
+		defer release()
 	}
 	return next(srv, identified{stream, ctx})
 }
@@ -191,6 +191,9 @@ func (s identified) Context() context.Context { return s.ctx }
 
 func (s *Server) identify(ctx context.Context, method string) (context.Context, error) {
 	if !ours(method) {
+		if err := s.standing(ctx); err != nil {
+			return nil, statusOf(err).Err()
+		}
 		return ctx, nil
 	}
 	caller, until, err := s.caller(ctx)
@@ -213,32 +216,34 @@ func (s *Server) caller(ctx context.Context) (name string, until time.Time, err 
 	if s.cfg.Plaintext {
 		return authz.DevelopmentCaller, time.Time{}, nil
 	}
-	leaf := certificateOf(ctx)
-	if leaf != nil && time.Now().After(leaf.NotAfter) {
-		// It was valid when the connection was made, which may be long ago.
-		return "", time.Time{}, errExpiredIdentity
-	}
-	if name, err = authz.CallerFrom(leaf); err != nil {
+	if err := s.standing(ctx); err != nil {
 		return "", time.Time{}, err
 	}
-	return name, leaf.NotAfter, nil
+	c := connectionOf(ctx)
+	return c.caller, c.until, c.noName
 }
 
-// errExpiredIdentity: the caller's certificate is past its end.
-var errExpiredIdentity = fmt.Errorf("%w: it has expired; connect again with a new one", authz.ErrNoIdentity)
+// standing returns nil while the connection is worth the certificate that it was
+// made with.
+func (s *Server) standing(ctx context.Context) error {
+	if s.cfg.Plaintext {
+		return nil
+	}
+	c := connectionOf(ctx)
+	if c == nil {
+		return authz.ErrNoIdentity // there is no call without a handshake
+	}
+	return c.standing(s.cfg.TLS.Authorities())
+}
 
-// certificateOf is the verified certificate of a call's connection; nil if it has
-// none.
-func certificateOf(ctx context.Context) *x509.Certificate {
+// connectionOf is the connection of a call; nil if it has no TLS.
+func connectionOf(ctx context.Context) *connection {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return nil
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
-		return nil
-	}
-	return info.State.VerifiedChains[0][0]
+	c, _ := p.AuthInfo.(*connection)
+	return c
 }
 
 // ours reports whether a method belongs to this API, and not to the services

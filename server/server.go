@@ -2,17 +2,16 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -23,6 +22,7 @@ import (
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/server/certs"
 	"github.com/bulla-project/bulla/server/issuer"
 	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/server/watch"
@@ -47,14 +47,18 @@ type Auditor interface {
 // Config is what a Server is made of. Everything is required but what says
 // otherwise.
 type Config struct {
-	// TLS holds the server's certificate and the CA of its callers (see
-	// LoadTLS). It is nil if Plaintext is set, and only then.
-	TLS *tls.Config
+	// TLS holds the server's certificate and the CAs of its callers, as they
+	// stand in their files; the caller runs it. It is nil if Plaintext is set, and
+	// only then.
+	TLS *certs.Certs
 	// Plaintext serves without TLS and takes every caller for the development
 	// caller.
 	Plaintext bool
-	// Reflection serves the API's description.
-	Reflection bool
+	// Health serves gRPC's health service, Reflection the API's description.
+	Health, Reflection bool
+	// MaxConnectionAge is how long a connection is used before its caller is asked
+	// to make another. Default: for ever.
+	MaxConnectionAge time.Duration
 
 	Issuers    *issuer.Directory
 	Sealer     Sealer
@@ -93,6 +97,8 @@ type Server struct {
 	// changes tells of changes of clients that waited and take effect; nil for none.
 	changes *keyChanges
 
+	connections *connections // nil if Plaintext is set
+
 	stopping atomic.Bool // from Shutdown on
 	streams  *streams    // of tokens; Shutdown ends them
 	// watching ends the health watches: by endWatches, in Shutdown.
@@ -100,8 +106,18 @@ type Server struct {
 	endWatches context.CancelFunc
 }
 
-// maxMessage bounds a request: a batch may hold 3 MiB of claims.
-const maxMessage = 4 << 20
+// maxMessage bounds a request: a batch may hold 3 MiB of claims. maxReply bounds a
+// reply: its tokens are not twice as long as the claims, and some headers. What is
+// larger ends with RESOURCE_EXHAUSTED and both sizes, by gRPC itself.
+const (
+	maxMessage = 4 << 20
+	maxReply   = 8 << 20
+)
+
+// oldConnectionsLeave is how long calls on a connection may go on that has reached
+// its age: longer than any call without a stream should take. A watch that goes
+// on until then is cut off, and begins anew elsewhere.
+const oldConnectionsLeave = time.Minute
 
 // streamWorkers is how many goroutines are kept for calls, which saves the
 // start of one and the growth of its stack for each.
@@ -132,7 +148,8 @@ func New(cfg Config) (*Server, error) {
 	s.watching, s.endWatches = context.WithCancel(context.Background())
 	creds := insecure.NewCredentials()
 	if cfg.TLS != nil {
-		creds = newHandshakes(credentials.NewTLS(cfg.TLS), cfg.Observer, s.log)
+		s.connections = &connections{certs: cfg.TLS, log: s.log, open: make(map[*connection]struct{})}
+		creds = newHandshakes(cfg.TLS, s.connections, cfg.Observer, s.log)
 	}
 	unary, stream := s.interceptors()
 	s.grpc = grpc.NewServer(
@@ -140,11 +157,15 @@ func New(cfg Config) (*Server, error) {
 		grpc.ChainUnaryInterceptor(unary...),
 		grpc.ChainStreamInterceptor(stream...),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxReply),
 		grpc.MaxConcurrentStreams(1000),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: time.Minute, Timeout: 20 * time.Second,
+			MaxConnectionAge: cfg.MaxConnectionAge, MaxConnectionAgeGrace: oldConnectionsLeave,
+		}),
 	)
 	bullav1.RegisterTokenServiceServer(s.grpc, &tokenService{sealer: cfg.Sealer, streams: s.streams, server: s})
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
@@ -154,7 +175,9 @@ func New(cfg Config) (*Server, error) {
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
 	bullav1.RegisterStatusServiceServer(s.grpc, &statusService{gate: entrance, keys: cfg.SigningKeys, replica: cfg.Replica, ready: s.Ready})
-	healthpb.RegisterHealthServer(s.grpc, s.health)
+	if cfg.Health {
+		healthpb.RegisterHealthServer(s.grpc, s.health)
+	}
 	if cfg.Reflection {
 		reflection.Register(s.grpc)
 	}
@@ -164,6 +187,9 @@ func New(cfg Config) (*Server, error) {
 
 // Serve answers calls on lis until Shutdown. It returns nil then.
 func (s *Server) Serve(lis net.Listener) error {
+	if _, ok := lis.(*Bounded); !ok {
+		lis = Bound(lis, "grpc", math.MaxInt, s.log) // which keeps track of connections
+	}
 	if err := s.grpc.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) {
 		return err
 	}
@@ -180,14 +206,17 @@ func (s *Server) KeyChanges() (told registry.Follower, count func() int) {
 	return s.changes, s.changes.count
 }
 
-// Run keeps the health service true, watches told and changes of clients that wait
-// looked after until ctx ends. It returns
-// nil then.
+// Run keeps the health service true, watches told, changes of clients that wait
+// looked after, and connections worth their callers' certificates until ctx ends.
+// It returns nil then.
 func (s *Server) Run(ctx context.Context) error {
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return s.cfg.Watches.Run(ctx) })
 	parts.Go(func() error { return s.changes.run(ctx) })
 	parts.Go(func() error { return s.keepHealth(ctx) })
+	if s.connections != nil {
+		parts.Go(func() error { return s.connections.follow(ctx) })
+	}
 	return parts.Wait()
 }
 
@@ -239,6 +268,15 @@ func (s *Server) Ready() error {
 // themselves, once they are told that the service ends. A watch has no end of
 // its own, and would hold the service up for as long as it drains.
 const watchersLeave = 500 * time.Millisecond
+
+// Revocations counts the connections that were ended because the CA of their
+// caller was taken out of the bundle.
+func (s *Server) Revocations() uint64 {
+	if s.connections == nil {
+		return 0
+	}
+	return s.connections.revocations.Load()
+}
 
 // Shutdown takes no more calls, waits for those in flight until ctx ends, and
 // cuts off what is left.

@@ -48,7 +48,7 @@ func TestCallsAreTracedFromOutside(t *testing.T) {
 	tracer := &callTracer{}
 	conn, _ := serveOn(t, Config{
 		Plaintext: true, Issuers: issuer.NewDirectory(), Authorizer: authz.Development(),
-		SigningKeys: noKeys{}, Auditor: &auditor{}, Observer: &observer{}, Watches: noWatches(t), Replica: noReplica(), Tracer: tracer,
+		SigningKeys: noKeys{}, Auditor: &auditor{}, Observer: &observer{}, Watches: noWatches(t), Replica: noReplica(), Health: true, Tracer: tracer,
 		Sealer: sealer{answer: func(r seal.Request) (*seal.Result, error) {
 			switch r.ClientID {
 			case "panic":

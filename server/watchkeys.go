@@ -79,14 +79,24 @@ func send(ctx context.Context, stream grpc.ServerStreamingServer[bullav1.WatchCl
 	}
 }
 
-// whileIdentified is a context that ends with the caller's certificate: a watch
-// may outlive it, and who has none any more is nobody.
+// whileIdentified is a context that ends with the caller's certificate, or when
+// its CA is trusted no more: a watch may outlive both, and who has none any more
+// is nobody.
 func whileIdentified(ctx context.Context) (context.Context, context.CancelFunc) {
-	until := callOf(ctx).until
-	if until.IsZero() {
-		return ctx, func() {}
+	ctx, end := context.WithCancelCause(ctx)
+	forget := func() bool { return true }
+	if c := connectionOf(ctx); c != nil {
+		forget = context.AfterFunc(c.revoked, func() { end(context.Cause(c.revoked)) })
 	}
-	return context.WithDeadlineCause(ctx, until, errExpiredIdentity)
+	expire := func() {}
+	if until := callOf(ctx).until; !until.IsZero() {
+		ctx, expire = context.WithDeadlineCause(ctx, until, errExpiredIdentity)
+	}
+	return ctx, func() {
+		forget()
+		expire()
+		end(context.Canceled)
+	}
 }
 
 // changed is how a client stands after a change that was the told-th of all; nil

@@ -102,7 +102,7 @@ func (d *doctor) run(ctx context.Context, out io.Writer, asJSON bool) error {
 	}
 	report(found)
 	if d.cfg != nil {
-		d.service = findService(looking, d.cfg.Ops.Listen)
+		d.service = findService(looking, d.cfg.Ops)
 		var answers []<-chan []finding
 		for _, s := range d.sections() {
 			answers = append(answers, d.start(looking, s))

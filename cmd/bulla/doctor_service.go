@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/bulla-project/bulla/server/audit"
+	"github.com/bulla-project/bulla/server/config"
 )
 
 // neighbor is the service that runs already, if one does.
@@ -27,15 +28,11 @@ func (n neighbor) running() bool { return n.address != "" }
 
 // findService asks the operators' listener whether a Bulla is behind it. The
 // others would need a client certificate to be asked.
-func findService(ctx context.Context, listen string) neighbor {
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil || port == "0" {
+func findService(ctx context.Context, ops config.Ops) neighbor {
+	address, ok := reachable(ops.Listen)
+	if !ok {
 		return neighbor{}
 	}
-	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
-		host = "localhost"
-	}
-	address := net.JoinHostPort(host, port)
 	const patience = 2 * time.Second
 	caller := &http.Client{
 		Timeout:       patience,
@@ -45,8 +42,13 @@ func findService(ctx context.Context, listen string) neighbor {
 	if code, body, err := ask(ctx, caller, address, "/livez"); err != nil || code != http.StatusOK || body != "ok\n" {
 		return neighbor{}
 	}
-	// Others say "ok", too.
-	if _, body, err := ask(ctx, caller, address, "/metrics"); err != nil || !strings.Contains(body, "\nbulla_") {
+	// Others say "ok", too. It may have been started before its metrics were given
+	// an address of their own.
+	measured := func(address string) bool {
+		_, body, err := ask(ctx, caller, address, "/metrics")
+		return err == nil && strings.Contains(body, "\nbulla_")
+	}
+	if apart, ok := reachable(ops.MetricsListen); !measured(address) && (!ok || !measured(apart)) {
 		return neighbor{}
 	}
 	n := neighbor{address: address}
@@ -59,6 +61,18 @@ func findService(ctx context.Context, listen string) neighbor {
 		n.lacks = strings.TrimSpace(body)
 	}
 	return n
+}
+
+// reachable is where this machine finds what listens on an address.
+func reachable(listen string) (address string, ok bool) {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil || port == "0" {
+		return "", false
+	}
+	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port), true
 }
 
 // ask makes a GET, and returns no more of the answer than fits in memory.
@@ -81,9 +95,7 @@ func ask(ctx context.Context, caller *http.Client, address, path string) (code i
 // of it if not.
 func (d *doctor) listeners(ctx context.Context) []finding {
 	var found []finding
-	for _, l := range []struct{ field, address string }{
-		{"grpc.listen", d.cfg.GRPC.Listen}, {"http.listen", d.cfg.HTTP.Listen}, {"ops.listen", d.cfg.Ops.Listen},
-	} {
+	for _, l := range doorsOf(d.cfg) {
 		found = append(found, d.listener(ctx, l.field, l.address))
 	}
 	if !d.service.running() {

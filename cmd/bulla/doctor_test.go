@@ -145,6 +145,7 @@ type site struct {
 	dir string
 
 	GRPC, HTTP, Ops string
+	Metrics         string // of the operators, where they have an address of their own
 	TLS             bool
 	Backends        string
 	Wrapping        string
@@ -223,7 +224,7 @@ func (s *site) config() string {
 	}
 	s.write("bulla.yaml", fmt.Appendf(nil, `grpc: {listen: %q%s}
 http: {listen: %q}
-ops: {listen: %q}
+ops: {listen: %q, metrics_listen: %q}
 backends:
   %s
 wrapping: %s
@@ -235,7 +236,7 @@ issuers:
     signing_keys: [%s]
     policy: {%s}
 %s
-`, s.GRPC, tlsLines, s.HTTP, s.Ops, s.Backends, s.Wrapping, s.Fetch, grants, s.Keys, s.Policy, s.More))
+`, s.GRPC, tlsLines, s.HTTP, s.Ops, s.Metrics, s.Backends, s.Wrapping, s.Fetch, grants, s.Keys, s.Policy, s.More))
 	return s.path("bulla.yaml")
 }
 
@@ -252,6 +253,14 @@ func listen(t *testing.T, address string) net.Listener {
 	}
 	t.Cleanup(func() { _ = lis.Close() })
 	return lis
+}
+
+// free is an address that nobody listens on.
+func free(t *testing.T) string {
+	t.Helper()
+	lis := listen(t, "127.0.0.1:0")
+	defer lis.Close()
+	return lis.Addr().String()
 }
 
 // testCA issues certificates with whatever mistake a test wants.
@@ -393,6 +402,16 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 			func(_ *testing.T, s *site) { s.append("ca.crt", []byte("x")) },
 			[]string{"FAIL tls certificate 2 of"},
 		},
+		"CA that was cut off": {
+			func(_ *testing.T, s *site) {
+				whole, err := os.ReadFile(s.path("ca.crt"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.write("ca.crt", append(whole, whole[:len(whole)/2]...))
+			},
+			[]string{"FAIL tls grpc.tls: client_ca_file: 1 of 2 PEM blocks are not whole"},
+		},
 		"one expired CA of two": {
 			func(t *testing.T, s *site) {
 				c, _ := (&testCA{t: t}).issue(&x509.Certificate{Subject: pkix.Name{CommonName: "old CA"}, IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(-time.Hour)})
@@ -436,6 +455,10 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 		"busy port": {
 			func(t *testing.T, s *site) { listen(t, s.HTTP) },
 			[]string{"FAIL listener http.listen"},
+		},
+		"busy port for metrics": {
+			func(t *testing.T, s *site) { s.Metrics = listen(t, "127.0.0.1:0").Addr().String() },
+			[]string{"FAIL listener ops.metrics_listen"},
 		},
 		"something else on the operators' port": {
 			func(t *testing.T, s *site) {
@@ -831,10 +854,12 @@ func serveSite(t *testing.T, s *site) {
 		done <- nil
 		t.Fatalf("serve: %v", err)
 	}
-	ready := func() bool { return findService(t.Context(), s.Ops) == neighbor{address: s.Ops} }
+	ready := func() bool {
+		return findService(t.Context(), config.Ops{Listen: s.Ops, MetricsListen: s.Metrics}) == neighbor{address: s.Ops}
+	}
 	for deadline := time.Now().Add(10 * time.Second); !ready(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("the service does not become ready: %+v", findService(t.Context(), s.Ops))
+			t.Fatalf("the service does not become ready: %+v", findService(t.Context(), config.Ops{Listen: s.Ops, MetricsListen: s.Metrics}))
 		}
 	}
 }
@@ -851,6 +876,24 @@ func TestDoctorWorksBesideARunningService(t *testing.T) {
 		s := newLocalSite(t)
 		serveSite(t, s)
 		s.doctor().wants(append(beside, developing)...)
+		s.Metrics = free(t) // it was started before
+		s.doctor().wants(append(beside, developing)...)
+	})
+	t.Run("with metrics apart", func(t *testing.T) {
+		s := newLocalSite(t)
+		s.Metrics = free(t)
+		serveSite(t, s)
+		s.doctor().wants(append([]string{"4 listener in use by the running service", developing}, beside[:2]...)...)
+		for address, want := range map[string]int{s.Ops: http.StatusNotFound, s.Metrics: http.StatusOK} {
+			code, _, err := ask(t.Context(), http.DefaultClient, address, "/metrics")
+			if err != nil || code != want {
+				t.Errorf("/metrics at %s: got %d (%v), want %d", address, code, err, want)
+			}
+			code, _, err = ask(t.Context(), http.DefaultClient, address, "/readyz")
+			if other := http.StatusOK + http.StatusNotFound - want; err != nil || code != other {
+				t.Errorf("/readyz at %s: got %d (%v), want %d", address, code, err, other)
+			}
+		}
 	})
 }
 

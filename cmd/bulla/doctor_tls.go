@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/bulla-project/bulla/server/certs"
 )
 
 // expiresSoon is how long before the end of a certificate the doctor warns.
@@ -25,6 +27,7 @@ func (d *doctor) tls(context.Context) []finding {
 	if t := d.cfg.GRPC.TLS; t != nil {
 		found = append(found, serverCertificate("grpc.tls", t.CertFile, t.KeyFile)...)
 		found = append(found, authorities("tls", "grpc.tls.client_ca_file", t.ClientCAFile)...)
+		found = taken(found, "grpc.tls", certs.Config{Listener: "grpc", CertFile: t.CertFile, KeyFile: t.KeyFile, ClientCAFile: t.ClientCAFile})
 	} else {
 		found = append(found, finding{
 			Check: "tls", Subject: "grpc", Outcome: warned,
@@ -33,7 +36,20 @@ func (d *doctor) tls(context.Context) []finding {
 		})
 	}
 	if t := d.cfg.HTTP.TLS; t != nil {
-		found = append(found, serverCertificate("http.tls", t.CertFile, t.KeyFile)...)
+		web := serverCertificate("http.tls", t.CertFile, t.KeyFile)
+		found = append(found, taken(web, "http.tls", certs.Config{Listener: "http", CertFile: t.CertFile, KeyFile: t.KeyFile})...)
+	}
+	return found
+}
+
+// taken adds what the service itself would say against a listener's files, where
+// nothing else has been found against them.
+func taken(found []finding, field string, cfg certs.Config) []finding {
+	if slices.ContainsFunc(found, func(f finding) bool { return f.Outcome == failed }) {
+		return found
+	}
+	if _, err := certs.New(cfg); err != nil && !unreadable(err) {
+		found = append(found, finding{Check: "tls", Subject: field, Outcome: failed, Detail: err.Error(), Advice: "write the file anew, as a whole"})
 	}
 	return found
 }
@@ -191,9 +207,9 @@ func lifetime(c *x509.Certificate) (o outcome, detail, advice string) {
 	case now.Before(c.NotBefore):
 		return failed, "is not valid before " + c.NotBefore.UTC().Format(time.RFC3339), "see that the clock of this machine is right, or have another issued"
 	case left < 0:
-		return failed, "expired on " + day(c.NotAfter), "have a new one issued, then restart the service"
+		return failed, "expired on " + day(c.NotAfter), "have a new one issued and put it in its place: a running service takes it up by itself"
 	case left < expiresSoon:
-		return warned, fmt.Sprintf("expires on %s, in %s", day(c.NotAfter), plural(int(left.Hours()/24), "day")), "have a new one issued, then restart the service"
+		return warned, fmt.Sprintf("expires on %s, in %s", day(c.NotAfter), plural(int(left.Hours()/24), "day")), "have a new one issued and put it in its place: a running service takes it up by itself"
 	}
 	return good, "valid to " + day(c.NotAfter), ""
 }

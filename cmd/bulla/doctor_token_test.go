@@ -19,6 +19,7 @@ import (
 
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
+	"github.com/bulla-project/bulla/server/config"
 )
 
 // newTokenSite is a set-up with a SoftHSM token, all good. The token's keys
@@ -358,7 +359,7 @@ func TestDoctorDoesNotDisturbARunningServiceOnItsToken(t *testing.T) {
 		if after := metrics(t, s); after != before {
 			t.Errorf("the service counts %q, and %q after the doctor", before, after)
 		}
-		if n := findService(t.Context(), s.Ops); n.trouble != "" {
+		if n := findService(t.Context(), config.Ops{Listen: s.Ops}); n.trouble != "" {
 			t.Errorf("the service is not ready after the doctor: %s", n.trouble)
 		}
 	})

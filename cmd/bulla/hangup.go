@@ -12,11 +12,13 @@ import (
 
 // hangup does what SIGHUP asks for. The audit log is opened anew, so that it can
 // be rotated: rename the file, send the signal. Then the configuration is read
-// again (see reload): what that puts on record is in the new file.
+// again (see reload): what that puts on record is in the new file. The listeners'
+// certificates are looked at too, which happens by itself a little later.
 type hangup struct {
 	signals chan os.Signal
 	audit   *audit.Log
 	reload  *reload // set before run
+	doors   *doors  // set before run
 	log     *slog.Logger
 }
 
@@ -42,6 +44,9 @@ func (h *hangup) run(ctx context.Context) error {
 				h.log.InfoContext(ctx, "audit log reopened")
 			}
 			h.reload.again(ctx)
+			if err := h.doors.Reload(ctx); err != nil {
+				h.log.ErrorContext(ctx, "certificates not taken up", "error", err)
+			}
 		case <-ctx.Done():
 			return nil
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -130,19 +129,11 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
-	apiTLS, webTLS, err := loadTLS(cfg)
+	doors, err := openDoors(ctx, cfg, listen, closing, log)
 	if err != nil {
 		return err
 	}
-	var listeners [3]net.Listener
-	for i, l := range []struct{ field, address string }{
-		{"grpc.listen", cfg.GRPC.Listen}, {"http.listen", cfg.HTTP.Listen}, {"ops.listen", cfg.Ops.Listen},
-	} {
-		if listeners[i], err = listen(ctx, l.address); err != nil {
-			return fmt.Errorf("%s: %w; choose a free address, or stop what listens there", l.field, err)
-		}
-		closing(ignoreClosed(listeners[i].Close))
-	}
+	hangup.doors = doors
 
 	// Last of all that can fail, for it sends a PIN: a start that fails again
 	// and again must not use up a token's tries.
@@ -180,7 +171,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	}
 	looking, answering := newStoreWatch(store, log), newBackendWatch(backends, log)
 	api, err := server.New(server.Config{
-		TLS: apiTLS, Plaintext: cfg.Plaintext(), Reflection: cfg.GRPC.Reflection,
+		TLS: doors.apiTLS, Plaintext: cfg.Plaintext(), Health: cfg.GRPC.Health, Reflection: cfg.GRPC.Reflection, MaxConnectionAge: cfg.GRPC.MaxConnectionAge,
 		Issuers: issuers, Sealer: sealer, Authorizer: grants, Store: store, Waits: store,
 		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog, Watches: watches,
 		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Tracer: spans.calls(), Logger: log,
@@ -189,14 +180,22 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	if err != nil {
 		return err
 	}
-	web := server.NewWeb(server.JWKSHandler(issuers, keys, jwksMaxAge(cfg)), webTLS, log)
+	web := server.NewWeb(server.JWKSHandler(issuers, keys, jwksMaxAge(cfg)), doors.webTLSConfig(), log)
 	metricsHandler := promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
-	ops := server.NewWeb(server.OpsHandler(server.Ops{Ready: api.Ready, Degraded: looking.degraded, Metrics: metricsHandler}), nil, log)
+	toOps := server.Ops{Ready: api.Ready, Degraded: looking.degraded, Metrics: metricsHandler}
+	toCollectors := doors.metricsServer(metricsHandler, log)
+	if toCollectors != nil {
+		toOps.Metrics = nil
+	}
+	ops := server.NewWeb(server.OpsHandler(toOps), nil, log)
 	if err := registerStats(metrics, backends, store, looking, cache, auditLog, issuers, keys); err != nil {
 		return err
 	}
 	changes, waiting := api.KeyChanges()
-	if err := errors.Join(registerService(metrics, cfg, answering, issuers, keys), registerKeyChanges(metrics, waiting), spans.register(metrics), hangup.reload.register(metrics)); err != nil {
+	if err := errors.Join(
+		registerService(metrics, cfg, answering, issuers, keys), registerKeyChanges(metrics, waiting),
+		doors.register(metrics, api), spans.register(metrics), hangup.reload.register(metrics),
+	); err != nil {
 		return err
 	}
 
@@ -208,9 +207,9 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	follow := func(ctx context.Context) error {
 		return store.Follow(ctx, follower{clients: []clientregistry.Follower{cache, watches, changes}, keys: keys})
 	}
-	for _, part := range []func(context.Context) error{
+	for _, part := range append(doors.follow(),
 		follow, looking.run, answering.run, keys.Run, cache.Run, api.Run, hangup.run, checkpoints(cfg, auditLog, backends, keys),
-	} {
+	) {
 		group.Go(func() error { return part(background) })
 	}
 	group.Go(func() error {
@@ -221,12 +220,15 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 			return nil
 		}
 	})
-	group.Go(func() error { return api.Serve(listeners[0]) })
-	group.Go(func() error { return web.Serve(listeners[1]) })
-	group.Go(func() error { return ops.Serve(listeners[2]) })
-	log.Info("serving", "version", version(), "grpc", listeners[0].Addr().String(),
-		"http", listeners[1].Addr().String(), "ops", listeners[2].Addr().String(), "grants_sha256", hashOfGrants(cfg))
-	started(addresses{listeners[0].Addr(), listeners[1].Addr(), listeners[2].Addr()})
+	group.Go(func() error { return api.Serve(doors.grpc) })
+	group.Go(func() error { return web.Serve(doors.http) })
+	group.Go(func() error { return ops.Serve(doors.ops) })
+	if toCollectors != nil {
+		group.Go(func() error { return toCollectors.Serve(doors.metrics) })
+	}
+	log.Info("serving", "version", version(), "grpc", doors.grpc.Addr().String(),
+		"http", doors.http.Addr().String(), "ops", doors.ops.Addr().String(), "grants_sha256", hashOfGrants(cfg))
+	started(addresses{doors.grpc.Addr(), doors.http.Addr(), doors.ops.Addr()})
 
 	select {
 	case <-ctx.Done():
@@ -238,6 +240,9 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	api.Shutdown(draining)
 	web.Shutdown(draining)
 	ops.Shutdown(draining)
+	if toCollectors != nil {
+		toCollectors.Shutdown(draining)
+	}
 	spans.shutdown(draining)
 	stop()
 	return group.Wait()

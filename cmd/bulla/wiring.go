@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,7 +17,6 @@ import (
 	"github.com/bulla-project/bulla/kms/awskms"
 	"github.com/bulla-project/bulla/kms/local"
 	"github.com/bulla-project/bulla/kms/pkcs11"
-	"github.com/bulla-project/bulla/server"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/config"
@@ -193,21 +191,6 @@ func fetchConfig(cfg *config.Config, log *slog.Logger) fetch.Config {
 		CAFile: cfg.Fetch.CAFile, AllowHosts: cfg.Fetch.AllowHosts, AllowCIDRs: cfg.Fetch.CIDRs(), AllowPorts: cfg.Fetch.AllowPorts,
 		AllowLoopbackHTTP: cfg.Development, Logger: log,
 	}
-}
-
-// loadTLS reads the certificates of the listeners; nil for one without TLS.
-func loadTLS(cfg *config.Config) (api, web *tls.Config, err error) {
-	if t := cfg.GRPC.TLS; t != nil {
-		if api, err = server.LoadTLS(t.CertFile, t.KeyFile, t.ClientCAFile); err != nil {
-			return nil, nil, fmt.Errorf("grpc.tls: %w", err)
-		}
-	}
-	if t := cfg.HTTP.TLS; t != nil {
-		if web, err = server.LoadWebTLS(t.CertFile, t.KeyFile); err != nil {
-			return nil, nil, fmt.Errorf("http.tls: %w", err)
-		}
-	}
-	return api, web, nil
 }
 
 // jwksMaxAge finds how long verifiers may keep an issuer's keys.

@@ -2,6 +2,8 @@ package keycache
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"sync"
 )
 
@@ -39,9 +41,15 @@ func (l *loads[K, V]) join(key K, start func(func()) bool, look func() (V, error
 	}
 	ld := &load[V]{done: make(chan struct{})}
 	started := start(func() {
+		defer close(ld.done)
+		defer l.end(key, ld)
+		// It is not the callers' goroutine, where a panic ends one call.
+		defer func() {
+			if p := recover(); p != nil {
+				ld.err = fmt.Errorf("panic of type %T\n%s", p, debug.Stack())
+			}
+		}()
 		ld.value, ld.err = look()
-		l.end(key, ld)
-		close(ld.done)
 	})
 	if !started {
 		ld.err = errClosed

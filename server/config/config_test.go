@@ -90,7 +90,7 @@ func in(t *testing.T, file string) string {
 
 func TestMinimalConfigGetsTheDefaults(t *testing.T) {
 	wantConfig(t, load(t, "testdata/good/minimal.yaml"), &Config{
-		GRPC: GRPC{Listen: "127.0.0.1:8443", Reflection: true, TLS: &MutualTLS{
+		GRPC: GRPC{Listen: "127.0.0.1:8443", Health: true, Reflection: true, MaxConnectionAge: 30 * time.Minute, TLS: &MutualTLS{
 			CertFile: in(t, "server.crt"), KeyFile: in(t, "server.key"), ClientCAFile: in(t, "callers-ca.crt"),
 		}},
 		HTTP:  HTTP{Listen: "127.0.0.1:8080"},
@@ -131,7 +131,7 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 			CertFile: in(t, "tls/server.crt"), KeyFile: in(t, "tls/server.key"), ClientCAFile: "/etc/ssl/callers-ca.crt",
 		}},
 		HTTP:  HTTP{Listen: ":8081", TLS: &TLS{CertFile: in(t, "web.crt"), KeyFile: in(t, "web.key")}},
-		Ops:   Ops{Listen: "[::1]:9191"},
+		Ops:   Ops{Listen: "[::1]:9191", MetricsListen: ":9192"},
 		Store: Store{Bolt: Bolt{Path: in(t, "data/registry.db")}, MaxLag: 5 * time.Minute},
 
 		StateDir: in(t, "state"), Cache: Cache{Memory: 1 << 30},

@@ -67,8 +67,17 @@ type GRPC struct {
 	// Listen is IP:port, localhost:port, or :port for all addresses. Port 0,
 	// which takes a free one, is for development. Default: 127.0.0.1:8443.
 	Listen string `yaml:"listen"`
+	// Health serves gRPC's health service, by which balancers and clients with
+	// several replicas leave out those that cannot sign. It asks for no grant,
+	// only for a certificate. Default: true.
+	Health bool `yaml:"health"`
 	// Reflection lets tools such as grpcurl ask for the API. Default: true.
 	Reflection bool `yaml:"reflection"`
+	// MaxConnectionAge is how long a connection is used, a tenth more or less.
+	// Then the caller is asked to make another, which loses no call, so that
+	// load reaches replicas that were added. A stream that lasts may go on for a
+	// minute more. 0 is for ever, else 1m or more. Default: 30m.
+	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
 	// TLS is required, except in development: without it callers are not
 	// authenticated. With it they are, in development too.
 	TLS *MutualTLS `yaml:"tls"`
@@ -110,6 +119,10 @@ type TLS struct {
 type Ops struct {
 	// Listen is as in GRPC. Default: 127.0.0.1:9090.
 	Listen string `yaml:"listen"`
+	// MetricsListen is another address, for /metrics alone, which is then not on
+	// Listen: who collects metrics need not reach the rest. Default: "", which
+	// leaves it on Listen.
+	MetricsListen string `yaml:"metrics_listen"`
 }
 
 // Store is where registrations, fetched key sets and signing key rings are
@@ -485,7 +498,10 @@ func (c *Config) AuthzGrants() []authz.Grant {
 	return grants
 }
 
-func (g *GRPC) setDefaults()  { g.Listen, g.Reflection = "127.0.0.1:8443", true }
+func (g *GRPC) setDefaults() {
+	g.Listen, g.Health, g.Reflection, g.MaxConnectionAge = "127.0.0.1:8443", true, true, 30*time.Minute
+}
+
 func (h *HTTP) setDefaults()  { h.Listen = "127.0.0.1:8080" }
 func (o *Ops) setDefaults()   { o.Listen = "127.0.0.1:9090" }
 func (s *Store) setDefaults() { s.MaxLag = 15 * time.Minute }

@@ -83,11 +83,18 @@ func (v *validator) listeners() {
 	grpc := v.listener("grpc.listen", c.GRPC.Listen)
 	web := v.listener("http.listen", c.HTTP.Listen)
 	ops := v.listener("ops.listen", c.Ops.Listen)
-	for _, pair := range [][2]*endpoint{{grpc, web}, {grpc, ops}, {web, ops}} {
-		if a, b := pair[0], pair[1]; a != nil && b != nil && a.clashes(b) {
-			v.add(b.path, "this is the address of "+a.path+" too", "give each listener its own port")
+	all := []*endpoint{grpc, web, ops}
+	if c.Ops.MetricsListen != "" {
+		all = append(all, v.listener("ops.metrics_listen", c.Ops.MetricsListen))
+	}
+	for i, b := range all {
+		for _, a := range all[:i] {
+			if a != nil && b != nil && a.clashes(b) {
+				v.add(b.path, "this is the address of "+a.path+" too", "give each listener its own port")
+			}
 		}
 	}
+	v.connectionAge()
 
 	if t := c.GRPC.TLS; t != nil {
 		v.required("grpc.tls.cert_file", t.CertFile, "name the server's certificate chain")
@@ -105,6 +112,15 @@ func (v *validator) listeners() {
 		}
 	} else if web != nil && !web.loopback && !c.HTTP.BehindTLSProxy && !c.Development {
 		v.add("http.listen", "off loopback this listener needs TLS, or verifiers could be given wrong keys", "set http.tls, or behind_tls_proxy: true if a proxy does it, or listen on 127.0.0.1")
+	}
+}
+
+// connectionAge checks how long connections last. Where all callers connect
+// anew every few seconds, handshakes are most of the work.
+func (v *validator) connectionAge() {
+	const least = time.Minute
+	if age := v.c.GRPC.MaxConnectionAge; age != 0 && age < least {
+		v.add("grpc.max_connection_age", fmt.Sprintf("%v is too short", age), fmt.Sprintf("write %v or more, or 0 for connections that last for ever", least))
 	}
 }
 
