@@ -68,6 +68,10 @@ fi
 if is test soak; then # and a pooler in front of it
 	need pgbouncer pgbouncer
 fi
+if is test soak; then # what watches the service, and the tests of its alerts
+	need prometheus command -v prometheus
+	need prometheus command -v promtool
+fi
 if is test soak; then # to look at the unit
 	need systemd command -v systemd-analyze
 fi
