@@ -85,9 +85,9 @@ bench-scale: ## Scale: a thousand, a hundred thousand and a million registered c
 	$(GO) run ./internal/bench/scale $(SCALEFLAGS)
 
 .PHONY: soak
-soak: ## The long runs: load, every token opened; the fault table; a fleet; a TPM; a build from nothing; a minute of each fuzz target
+soak: ## The long runs: load, every token opened; overload; the fault table; a fleet; a TPM; a build from nothing; a minute of each fuzz target
 	@scripts/install.sh soak
-	BULLA_SOAK=1 $(GO) test -p 1 -count=1 -timeout 60m -v -run 'TestSoak|TestFaults|TestFleet|TestTwoBuilds' ./e2e/... ./kms/pkcs11 ./deploy
+	BULLA_SOAK=1 $(GO) test -p 1 -count=1 -timeout 60m -v -run 'TestSoak|TestFaults|TestFleet|TestOverload|TestTwoBuilds' ./e2e/... ./kms/pkcs11 ./deploy
 	@scripts/fuzz.sh 60s
 
 .PHONY: clean

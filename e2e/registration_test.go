@@ -296,22 +296,3 @@ func TestBadRegistrationsAreRefusedWithWhatToDo(t *testing.T) {
 	_, err := admin.ClientKeys.GetClientKey(t.Context(), &bullav1.GetClientKeyRequest{Issuer: harness.Issuer, ClientId: "bad-registration"})
 	mustFail(t, err, "CLIENT_NOT_REGISTERED")
 }
-
-func TestWhatIsNotThereYetSaysSo(t *testing.T) {
-	admin, ctx := shared.Caller(t, harness.Admin), t.Context()
-	for what, call := range map[string]func() error{
-		"BatchSignAndEncrypt": func() error {
-			_, err := admin.Tokens.BatchSignAndEncrypt(ctx, &bullav1.BatchSignAndEncryptRequest{})
-			return err
-		},
-		"StreamSignAndEncrypt": func() error {
-			stream, err := admin.Tokens.StreamSignAndEncrypt(ctx)
-			if err == nil {
-				_, err = stream.Recv()
-			}
-			return err
-		},
-	} {
-		t.Run(what, func(t *testing.T) { mustBe(t, call(), codes.Unimplemented, what) })
-	}
-}

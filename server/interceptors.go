@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -16,8 +17,10 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/bulla-project/bulla/server/admit"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
+	"github.com/bulla-project/bulla/server/limit"
 )
 
 // Observer is told of every call.
@@ -84,7 +87,7 @@ func (s *Server) finish(ctx context.Context, method string, began time.Time, err
 	}
 	st := statusOf(err)
 	s.cfg.Observer.RPC(method, st.Code().String(), Reason(err), time.Since(began))
-	s.log.LogAttrs(ctx, levelOf(st.Code()), "call failed",
+	s.log.LogAttrs(ctx, levelOf(st.Code(), err), "call failed",
 		slog.String("rpc", method), slog.String("code", st.Code().String()),
 		slog.String("reason", Reason(err)), slog.Any("error", err))
 	for _, d := range st.Details() {
@@ -96,7 +99,12 @@ func (s *Server) finish(ctx context.Context, method string, began time.Time, err
 }
 
 // levelOf keeps what callers do wrong out of the operator's way.
-func levelOf(code codes.Code) slog.Level {
+// Calls that were turned away are too many for a line each: package admit has one
+// for them now and then, and the metrics count them.
+func levelOf(code codes.Code, err error) slog.Level {
+	if errors.Is(err, admit.ErrOverloaded) || errors.Is(err, limit.ErrExceeded) {
+		return slog.LevelDebug
+	}
 	switch code {
 	case codes.Internal:
 		return slog.LevelError

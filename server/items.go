@@ -39,7 +39,7 @@ func (s *tokenService) guarded(ctx context.Context, method string, req *bullav1.
 func (s *tokenService) itemFailed(ctx context.Context, method string, n int, err error) *rpcstatus.Status {
 	st := statusOf(err)
 	s.server.cfg.Observer.Item(method, st.Code().String(), Reason(err))
-	s.server.log.LogAttrs(ctx, levelOf(st.Code()), "call failed",
+	s.server.log.LogAttrs(ctx, levelOf(st.Code(), err), "call failed",
 		slog.String("rpc", method), slog.Int("item", n), slog.String("code", st.Code().String()),
 		slog.String("reason", Reason(err)), slog.Any("error", err))
 	return st.Proto()

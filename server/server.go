@@ -76,9 +76,9 @@ type Config struct {
 	Watches *watch.Hub
 	// CheckURI decides from a jwks_uri's text alone: fetch.Client.
 	CheckURI func(uri string) error
-	// Limits hold back callers who register too fast. Default: those of
+	// Limits hold back callers who register too fast. Default: the defaults of
 	// package limit.
-	Limits   limit.Config
+	Limits   *limit.Limits
 	Observer Observer
 	// Replica is what StatusService tells beside the issuers and their keys.
 	Replica Replica
@@ -136,9 +136,11 @@ func New(cfg Config) (*Server, error) {
 			return nil, fmt.Errorf("server: changes of clients of %s wait, and Waits is missing", i.Name())
 		}
 	}
-	limits, err := limit.New(cfg.Limits)
-	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
+	if cfg.Limits == nil {
+		var err error
+		if cfg.Limits, err = limit.New(limit.Config{}); err != nil {
+			return nil, fmt.Errorf("server: %w", err)
+		}
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), streams: newStreams()}
 	if s.log == nil {
@@ -171,7 +173,7 @@ func New(cfg Config) (*Server, error) {
 	entrance := gate{issuers: cfg.Issuers, authorizer: cfg.Authorizer, auditor: cfg.Auditor}
 	bullav1.RegisterClientKeyServiceServer(s.grpc, &clientKeyService{
 		gate: entrance, store: cfg.Store, keys: cfg.ClientKeys, secrets: cfg.Secrets, watches: cfg.Watches, changes: s.changes, generating: make(chan struct{}, maxGenerating),
-		checkURI: cfg.CheckURI, limits: limits, log: s.log,
+		checkURI: cfg.CheckURI, limits: cfg.Limits, log: s.log,
 	})
 	bullav1.RegisterSigningKeyServiceServer(s.grpc, &signingKeyService{gate: entrance, keys: cfg.SigningKeys})
 	bullav1.RegisterStatusServiceServer(s.grpc, &statusService{gate: entrance, keys: cfg.SigningKeys, replica: cfg.Replica, ready: s.Ready})

@@ -20,6 +20,7 @@ import (
 	"github.com/bulla-project/bulla/encrypter/secrets"
 	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+	"github.com/bulla-project/bulla/server/admit"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
@@ -54,6 +55,7 @@ var table = []row{
 	{authz.ErrCallerUnknown, codes.Unauthenticated, bullav1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN, ""},
 	{authz.ErrNotAllowed, codes.PermissionDenied, bullav1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED, ""},
 	{limit.ErrExceeded, codes.ResourceExhausted, bullav1.ErrorReason_ERROR_REASON_QUOTA_EXCEEDED, ""},
+	{admit.ErrOverloaded, codes.Unavailable, bullav1.ErrorReason_ERROR_REASON_OVERLOADED, ""},
 	{issuer.ErrUnknown, codes.NotFound, bullav1.ErrorReason_ERROR_REASON_ISSUER_UNKNOWN, ""},
 	{issuer.ErrAlgorithm, codes.InvalidArgument, bullav1.ErrorReason_ERROR_REASON_ALGORITHM_NOT_ALLOWED, ""},
 
@@ -170,6 +172,7 @@ func retryAfter(err error, code codes.Code) (pause time.Duration, ok bool) {
 	var fetchErr *keycache.FetchError
 	var limitErr *keycache.LimitError
 	var quotaErr *limit.ExceededError
+	var loadErr *admit.OverloadedError
 	switch {
 	case code != codes.Unavailable && code != codes.ResourceExhausted:
 		return 0, false
@@ -181,6 +184,8 @@ func retryAfter(err error, code codes.Code) (pause time.Duration, ok bool) {
 		return quotaErr.RetryAfter, true
 	case errors.Is(err, errStopping):
 		return 0, true // another replica is there at once
+	case errors.As(err, &loadErr):
+		return loadErr.RetryAfter, true
 	}
 	return time.Second, true
 }

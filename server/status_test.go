@@ -17,6 +17,7 @@ import (
 	"github.com/bulla-project/bulla/encrypter/registry"
 	"github.com/bulla-project/bulla/kms"
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
+	"github.com/bulla-project/bulla/server/admit"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/issuer"
@@ -132,6 +133,7 @@ func TestErrorsBecomeTheirReasons(t *testing.T) {
 		{&keycache.FetchError{ID: "x", Err: keycache.ErrExpired}, "CLIENT_KEYS_EXPIRED", true},
 		{&keycache.LimitError{}, "REFRESH_LIMITED", true},
 		{&limit.ExceededError{What: "too fast"}, "QUOTA_EXCEEDED", true},
+		{&admit.OverloadedError{}, "OVERLOADED", true},
 		{keycache.ErrNotRefreshable, "KEY_SOURCE_NOT_REFRESHABLE", true},
 		{signer.ErrKindUnsupported, "Unimplemented", true},
 		{errStopping, "Unavailable", false},
@@ -179,6 +181,10 @@ func TestRetryInfoIsWhatTheErrorAsksFor(t *testing.T) {
 	st = statusOf(&limit.ExceededError{What: "too fast", RetryAfter: 7 * time.Second})
 	if got := detail[*errdetails.RetryInfo](st.Details()).GetRetryDelay().AsDuration(); got != 7*time.Second {
 		t.Errorf("retry after %v, want 7s", got)
+	}
+	st = statusOf(fmt.Errorf("sign: %w", &admit.OverloadedError{RetryAfter: 3 * time.Second}))
+	if got := detail[*errdetails.RetryInfo](st.Details()).GetRetryDelay().AsDuration(); got != 3*time.Second {
+		t.Errorf("retry after %v, want 3s", got)
 	}
 }
 

@@ -22,9 +22,11 @@ import (
 	"github.com/bulla-project/bulla/encrypter/secrets"
 	"github.com/bulla-project/bulla/kms/datakey"
 	"github.com/bulla-project/bulla/server"
+	"github.com/bulla-project/bulla/server/admit"
 	"github.com/bulla-project/bulla/server/audit"
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/config"
+	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/server/seal"
 	"github.com/bulla-project/bulla/server/telemetry"
 	"github.com/bulla-project/bulla/server/telemetry/trace"
@@ -124,7 +126,11 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 		return err
 	}
 	grants := authz.NewLive(policy)
-	hangup.reload = newReload(cfg, auditLog, log, swapGrants(cfg, grants))
+	limits, err := limit.New(limitConfig(cfg))
+	if err != nil {
+		return err
+	}
+	hangup.reload = newReload(cfg, auditLog, log, swapGrants(cfg, grants), swapLimits(limits))
 	fetcher, err := fetch.New(fetchConfig(cfg, log))
 	if err != nil {
 		return err
@@ -162,9 +168,13 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	}
 	closing(func() error { cache.Close(); return nil })
 
+	admission, err := admit.New(admissionConfig(cfg, backends, log))
+	if err != nil {
+		return err
+	}
 	sealer, err := seal.New(seal.Config{
 		Issuers: issuers, Authorizer: grants, Recipients: cache, Keys: keys,
-		Auditor: auditLog, Observer: spans.tokens(metrics), Reason: server.Reason, Logger: log,
+		Auditor: auditLog, Observer: spans.tokens(metrics), Reason: server.Reason, Admission: admission, Quota: limits, Logger: log,
 	})
 	if err != nil {
 		return err
@@ -174,7 +184,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 		TLS: doors.apiTLS, Plaintext: cfg.Plaintext(), Health: cfg.GRPC.Health, Reflection: cfg.GRPC.Reflection, MaxConnectionAge: cfg.GRPC.MaxConnectionAge,
 		Issuers: issuers, Sealer: sealer, Authorizer: grants, Store: store, Waits: store,
 		ClientKeys: cache, Secrets: keeper, SigningKeys: keys, Auditor: auditLog, Watches: watches,
-		CheckURI: fetcher.CheckURI, Limits: limitConfig(cfg), Observer: metrics, Tracer: spans.calls(), Logger: log,
+		CheckURI: fetcher.CheckURI, Limits: limits, Observer: metrics, Tracer: spans.calls(), Logger: log,
 		Replica: replica(cfg, backends, answering, store, looking, cache, sealer),
 	})
 	if err != nil {
@@ -193,7 +203,7 @@ func serve(ctx context.Context, cfg *config.Config, log *slog.Logger, listen lis
 	}
 	changes, waiting := api.KeyChanges()
 	if err := errors.Join(
-		registerService(metrics, cfg, answering, issuers, keys), registerKeyChanges(metrics, waiting),
+		registerService(metrics, cfg, answering, issuers, keys), registerKeyChanges(metrics, waiting), registerLoad(metrics, admission, limits),
 		doors.register(metrics, api), spans.register(metrics), hangup.reload.register(metrics),
 	); err != nil {
 		return err

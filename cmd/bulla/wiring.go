@@ -21,7 +21,6 @@ import (
 	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/server/issuer"
-	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/signer"
 	"github.com/bulla-project/bulla/signer/keyring"
 )
@@ -214,12 +213,6 @@ func ofIssuer[T any](cfg *config.Config, value func(config.Issuer) T) func(name 
 		values[i.Name] = value(i)
 	}
 	return func(name string) T { return values[name] }
-}
-
-func limitConfig(cfg *config.Config) limit.Config {
-	return limit.Config{
-		Registrations: cfg.Limits.Registrations, FirstFetches: cfg.Limits.FirstFetches, FirstFetchesPerHost: cfg.Limits.FirstFetchesPerHost,
-	}
 }
 
 func keycacheConfig(cfg *config.Config, store *openedStore, fetcher keycache.Fetcher, keeper keycache.Secrets, changed func(uri string), fetched func(keycache.Fetched, time.Duration), log *slog.Logger) keycache.Config {

@@ -98,8 +98,9 @@ func TestMinimalConfigGetsTheDefaults(t *testing.T) {
 		Store: Store{Bolt: Bolt{Path: in(t, "bulla.db")}, MaxLag: 15 * time.Minute},
 
 		StateDir: in(t, "."), Cache: Cache{Memory: 160 << 20},
-		Limits:  Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5},
-		Tracing: Tracing{Sample: 0.01},
+		Limits:    Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5},
+		Admission: Admission{Queue: 64},
+		Tracing:   Tracing{Sample: 0.01},
 
 		Audit: Audit{Path: in(t, "audit.log"), Sync: "group", OnFailure: "deny", FlushEvery: 50 * time.Millisecond},
 		Backends: map[string]Backend{"hsm": {PKCS11: &PKCS11{
@@ -135,8 +136,15 @@ func TestFullConfigIsTakenAsItIs(t *testing.T) {
 		Store: Store{Bolt: Bolt{Path: in(t, "data/registry.db")}, MaxLag: 5 * time.Minute},
 
 		StateDir: in(t, "state"), Cache: Cache{Memory: 1 << 30},
-		Limits:  Limits{Registrations: 1000, FirstFetches: 20, FirstFetchesPerHost: 1},
-		Tracing: Tracing{Endpoint: "otel-collector.example.com:4317", CAFile: in(t, "collector-ca.crt"), Sample: 0.5},
+		Tracing:   Tracing{Endpoint: "otel-collector.example.com:4317", CAFile: in(t, "collector-ca.crt"), Sample: 0.5},
+		Admission: Admission{Queue: 200, Backends: map[string]AdmissionBackend{"hsm": {InFlight: 12}, "aws": {InFlight: 30}}},
+		Limits: Limits{
+			Tokens: 500, InFlight: 100, Registrations: 1000, FirstFetches: 20, FirstFetchesPerHost: 1,
+			Callers: []CallerLimits{
+				{Caller: "spiffe://example.com/idp", Tokens: new(0.0), InFlight: new(0)},
+				{Caller: "registrar.example.com", Tokens: new(0.5), Registrations: 50, FirstFetches: 40},
+			},
+		},
 
 		Audit: Audit{
 			Path: "-", Sync: "group", OnFailure: "continue", FlushEvery: 200 * time.Millisecond,
@@ -205,7 +213,7 @@ func TestPostgresTakesThePlaceOfTheFile(t *testing.T) {
 	if diff := cmp.Diff(want, c.Store); diff != "" {
 		t.Errorf("store (-want +got):\n%s", diff)
 	}
-	if c.StateDir != in(t, ".") || c.Cache.Memory != minMemory || c.Limits != (Limits{Registrations: 100, FirstFetches: 3, FirstFetchesPerHost: 0.5}) {
+	if c.StateDir != in(t, ".") || c.Cache.Memory != minMemory || !cmp.Equal(c.Limits, Limits{Registrations: 100, FirstFetches: 3, FirstFetchesPerHost: 0.5}) {
 		t.Errorf("got state_dir %s, cache %+v, limits %+v", c.StateDir, c.Cache, c.Limits)
 	}
 	if c.Audit.RotateSize != 100<<20 || c.Audit.Checkpoint != nil {

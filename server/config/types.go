@@ -47,7 +47,10 @@ type Config struct {
 	Fetch Fetch `yaml:"fetch"`
 	// Cache is the memory for clients that are kept ready.
 	Cache Cache `yaml:"cache"`
-	// Limits bound the work that callers may cause at hosts of others.
+	// Admission says how many signatures are asked of each backend at once, and
+	// how many calls wait for that.
+	Admission Admission `yaml:"admission"`
+	// Limits bound what each caller may ask for.
 	Limits Limits `yaml:"limits"`
 	// Tracing says where traces go.
 	Tracing Tracing `yaml:"tracing"`
@@ -334,20 +337,6 @@ type Cache struct {
 	Memory Size `yaml:"memory"`
 }
 
-// Limits bound, on each replica and for each second, the work that callers may
-// cause at hosts of others and in the store. A burst may be ten times as much.
-// A fraction is for less than one a second; 0 stands for the default.
-type Limits struct {
-	// Registrations is how many registrations a caller may make. Default: 100.
-	Registrations float64 `yaml:"registrations"`
-	// FirstFetches is how many URLs that were never fetched a caller may have
-	// fetched. Default: 20.
-	FirstFetches float64 `yaml:"first_fetches"`
-	// FirstFetchesPerHost is how many of them, of all callers together, may go
-	// to one host, or to others of the same domain. Default: 5.
-	FirstFetchesPerHost float64 `yaml:"first_fetches_per_host"`
-}
-
 // Grant allows a caller something, as authz.Grant does. Every list that one of
 // its permissions is measured by must be given.
 type Grant struct {
@@ -509,12 +498,6 @@ func (b *Bolt) setDefaults()  { b.Path = "bulla.db" }
 
 func (p *Postgres) setDefaults() { p.Migrate = true }
 func (c *Cache) setDefaults()    { c.Memory = 160 << 20 }
-
-func (l *Limits) setDefaults() { *l = defaultLimits() }
-
-func defaultLimits() Limits {
-	return Limits{Registrations: 100, FirstFetches: 20, FirstFetchesPerHost: 5}
-}
 
 func (a *Audit) setDefaults() {
 	a.Path, a.Sync, a.OnFailure, a.FlushEvery = "audit.log", SyncGroup, OnFailureDeny, 50*time.Millisecond

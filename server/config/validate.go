@@ -32,12 +32,13 @@ func validate(c *Config, d *decoder) {
 	v.wrapping()
 	v.fetch()
 	v.cache()
-	v.limits()
 	v.tracing()
+	v.admission()
 	v.issuers()
 	v.keysAreBoundOnce()
 	v.checkpoint()
 	v.grants()
+	v.limits()
 }
 
 // required notes a missing value, and reports whether it is there.
@@ -382,30 +383,6 @@ const minMemory Size = 8 << 20
 func (v *validator) cache() {
 	if m := v.c.Cache.Memory; m < minMemory {
 		v.add("cache.memory", fmt.Sprintf("%v is too little", m), fmt.Sprintf("write %v or more", minMemory))
-	}
-}
-
-// maxRate is the most that a limit can be: more is no limit.
-const maxRate = 1_000_000
-
-// limits checks the limits, and fills in those that are 0.
-func (v *validator) limits() {
-	l, d := &v.c.Limits, defaultLimits()
-	for _, limit := range []struct {
-		name     string
-		value    *float64
-		standard float64
-	}{
-		{"registrations", &l.Registrations, d.Registrations},
-		{"first_fetches", &l.FirstFetches, d.FirstFetches},
-		{"first_fetches_per_host", &l.FirstFetchesPerHost, d.FirstFetchesPerHost},
-	} {
-		if *limit.value < 0 || *limit.value > maxRate {
-			v.add(join("limits", limit.name), fmt.Sprintf("%v a second cannot be", *limit.value), fmt.Sprintf("write a number up to %d, or 0 for the default, %v", maxRate, limit.standard))
-		}
-		if *limit.value == 0 {
-			*limit.value = limit.standard
-		}
 	}
 }
 

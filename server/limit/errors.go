@@ -17,10 +17,6 @@ type ExceededError struct {
 	RetryAfter time.Duration
 }
 
-func exceeded(what string, wait time.Duration) error {
-	return &ExceededError{What: what, RetryAfter: max(wait, leastPause)}
-}
-
 func (e *ExceededError) Error() string {
 	return ErrExceeded.Error() + ": " + e.What + ": try again later, and slow down"
 }

@@ -1,11 +1,15 @@
-// Package limit holds back callers who register clients faster than the
-// service, or the hosts of those clients, should bear.
+// Package limit bounds what each caller may ask for, so that none of them has
+// the service, or the hosts of its clients, to itself.
+//
+// A token costs a signature. What there is of those is shared out among those
+// who ask, by package admit; the limits here are for an operator who wants to
+// grant a caller less than that: so many tokens a second, and so many under way
+// at once. There are none unless they are configured.
 //
 // A registration costs a look at the store and the reading of keys, and a line
 // in the audit log. One that names a jwks_uri also sends a request to a host
 // that somebody else has chosen: behind a provider with open registration that
-// may be anybody. So there are three limits, each a token bucket that holds
-// ten seconds' worth:
+// may be anybody. So there are three limits:
 //
 //   - registrations of each caller, whether or not they succeed;
 //   - fetches that the registrations of each caller cause, and how many of
@@ -13,6 +17,8 @@
 //     room for the others;
 //   - those fetches at each target, of all callers together, so that Bulla is
 //     no means to flood a third party.
+//
+// What is counted by the second is a token bucket that holds ten seconds' worth.
 //
 // A target is what one owner has: a registrable domain, and not a host name,
 // of which the owner of a wildcard domain has as many as he likes (see
@@ -31,8 +37,11 @@ package limit
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bulla-project/bulla/encrypter/fetch"
@@ -40,6 +49,12 @@ import (
 
 // Config says how much is let through. The zero value is all defaults.
 type Config struct {
+	// Tokens is how many tokens one caller may ask for in a second. Default: no
+	// limit.
+	Tokens float64
+	// InFlight is how many tokens of one caller may be under way at once.
+	// Default: no limit.
+	InFlight int
 	// Registrations is how many registrations one caller may make in a second.
 	// Default 100.
 	Registrations float64
@@ -49,6 +64,18 @@ type Config struct {
 	// FirstFetchesPerHost is how many of those, of all callers together, may go
 	// to one target in a second. Default 5.
 	FirstFetchesPerHost float64
+	// Callers are those with limits of their own, by name. Default: none.
+	Callers map[string]Caller
+}
+
+// Caller is what one caller may do, where that is not what all may.
+type Caller struct {
+	// Tokens and InFlight are as in Config; zero is no limit. Default: nil, as
+	// for all.
+	Tokens   *float64
+	InFlight *int
+	// Registrations and FirstFetches are as in Config. Default: as for all.
+	Registrations, FirstFetches float64
 }
 
 // Defaults of Config, a second.
@@ -79,38 +106,102 @@ const (
 
 // Limits counts. It is safe for concurrent use.
 type Limits struct {
-	turns turns
+	turns    turns
+	exceeded [kinds]atomic.Uint64
+	// rules are for tokens. They are read without mu by those who have none, and
+	// changed with it.
+	rules atomic.Pointer[rules]
 
 	mu            sync.Mutex
-	registrations *buckets // by caller; guarded by mu
-	fetches       *buckets // by caller; guarded by mu
-	targets       *buckets // by target; guarded by mu
+	tokens        *buckets           // by caller; guarded by mu
+	underWay      map[string]*tokens // by caller; guarded by mu
+	registrations *buckets           // by caller; guarded by mu
+	fetches       *buckets           // by caller; guarded by mu
+	targets       *buckets           // by target; guarded by mu
 }
 
-// New returns limits that nobody has used yet. An error says which rate is
+// New returns limits that nobody has used yet. An error says which of them is
 // wrong.
 func New(cfg Config) (*Limits, error) {
-	l := &Limits{turns: turns{each: turnsEach, callers: make(map[string]*callerTurns)}}
-	for _, rate := range []struct {
-		name      string
-		value, or float64
-		max       int
-		to        **buckets
-	}{
-		{"registrations", cfg.Registrations, DefaultRegistrations, maxCallers, &l.registrations},
-		{"first_fetches", cfg.FirstFetches, DefaultFirstFetches, maxCallers, &l.fetches},
-		{"first_fetches_per_host", cfg.FirstFetchesPerHost, DefaultFirstFetchesPerHost, maxTargets, &l.targets},
-	} {
-		if !(rate.value >= 0 && rate.value <= most) { // nor is it NaN
-			return nil, fmt.Errorf("limit: %s: %v is no rate: write a number of up to %.0f a second, or 0 for the default of %v", rate.name, rate.value, float64(most), rate.or)
-		}
-		if rate.value == 0 {
-			rate.value = rate.or
-		}
-		*rate.to = newBuckets(rate.value, rate.max)
+	l := &Limits{
+		turns:    turns{each: turnsEach, callers: make(map[string]*callerTurns)},
+		underWay: make(map[string]*tokens),
+		tokens:   newBuckets(0, maxCallers), registrations: newBuckets(0, maxCallers), fetches: newBuckets(0, maxCallers), targets: newBuckets(0, maxTargets),
+	}
+	if err := l.Change(cfg); err != nil {
+		return nil, err
 	}
 	return l, nil
 }
+
+// Change puts other limits in force. What was counted stays counted: a bucket is
+// as full as before, and what is under way is known. An error says which limit is
+// wrong, and nothing is changed.
+func (l *Limits) Change(cfg Config) error {
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	r := cfg.rules()
+	fetches, registrations := make(map[string]float64), make(map[string]float64)
+	for name, c := range cfg.Callers {
+		if c.Registrations > 0 {
+			registrations[name] = c.Registrations
+		}
+		if c.FirstFetches > 0 {
+			fetches[name] = c.FirstFetches
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	l.tokens.change(r.all.perSecond, r.rates(), now)
+	l.registrations.change(or(cfg.Registrations, DefaultRegistrations), registrations, now)
+	l.fetches.change(or(cfg.FirstFetches, DefaultFirstFetches), fetches, now)
+	l.targets.change(or(cfg.FirstFetchesPerHost, DefaultFirstFetchesPerHost), nil, now)
+	for name, t := range l.underWay {
+		if t.n == 0 {
+			delete(l.underWay, name)
+		}
+	}
+	l.rules.Store(r)
+	return nil
+}
+
+func or(value, standard float64) float64 {
+	if value == 0 {
+		return standard
+	}
+	return value
+}
+
+func (cfg *Config) check() error {
+	for _, rate := range []struct {
+		name  string
+		value float64
+		or    string
+	}{
+		{"tokens", cfg.Tokens, "no limit"},
+		{"registrations", cfg.Registrations, fmt.Sprint("the default of ", DefaultRegistrations)},
+		{"first_fetches", cfg.FirstFetches, fmt.Sprint("the default of ", DefaultFirstFetches)},
+		{"first_fetches_per_host", cfg.FirstFetchesPerHost, fmt.Sprint("the default of ", DefaultFirstFetchesPerHost)},
+	} {
+		if !isRate(rate.value) {
+			return fmt.Errorf("limit: %s: %v is no rate: write a number of up to %.0f a second, or 0 for %s", rate.name, rate.value, float64(most), rate.or)
+		}
+	}
+	if cfg.InFlight < 0 {
+		return fmt.Errorf("limit: in_flight: %d cannot be: write a number, or 0 for no limit", cfg.InFlight)
+	}
+	for name, c := range cfg.Callers {
+		if !isRate(c.Registrations) || !isRate(c.FirstFetches) || c.Tokens != nil && !isRate(*c.Tokens) || c.InFlight != nil && *c.InFlight < 0 {
+			return fmt.Errorf("limit: callers: a limit of %q cannot be: write numbers of up to %.0f", name, float64(most))
+		}
+	}
+	return nil
+}
+
+// isRate reports whether a number can be a rate; NaN cannot.
+func isRate(value float64) bool { return value >= 0 && value <= most && !math.IsInf(value, 0) }
 
 // Registration counts a registration of a caller. Its error is an
 // *ExceededError.
@@ -119,7 +210,7 @@ func (l *Limits) Registration(caller string) error {
 	defer l.mu.Unlock()
 	now := time.Now()
 	if wait := l.registrations.wait(caller, now); wait > 0 {
-		return exceeded("the caller registers clients faster than it may", wait)
+		return l.exceed(registrations, wait)
 	}
 	l.registrations.take(caller, now)
 	return nil
@@ -137,6 +228,9 @@ func (l *Limits) FirstFetch(ctx context.Context, caller, uri string) (done func(
 		return nil, err
 	}
 	leave, err := l.turns.enter(ctx, caller)
+	if errors.Is(err, errNoTurn) {
+		err = l.exceed(fetchesInFlight, patience)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -162,10 +256,10 @@ func (l *Limits) fetch(caller, target string, count bool) error {
 	defer l.mu.Unlock()
 	now := time.Now()
 	if wait := l.fetches.wait(caller, now); wait > 0 {
-		return exceeded("the caller registers jwks_uris faster than it may", wait)
+		return l.exceed(firstFetches, wait)
 	}
 	if wait := l.targets.wait(target, now); wait > 0 {
-		return exceeded("jwks_uris of this host are registered faster than they may be", wait)
+		return l.exceed(firstFetchesPerHost, wait)
 	}
 	if count {
 		l.fetches.take(caller, now)

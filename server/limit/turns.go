@@ -2,6 +2,7 @@ package limit
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -21,7 +22,11 @@ type callerTurns struct {
 	users  int // guarded by turns.mu
 }
 
-// enter waits for a place of the caller, and returns how to leave it.
+// errNoTurn: there was no place for as long as one may wait.
+var errNoTurn = errors.New("no place")
+
+// enter waits for a place of the caller, and returns how to leave it. Errors:
+// errNoTurn, or the context's.
 func (t *turns) enter(ctx context.Context, caller string) (leave func(), err error) {
 	of := t.join(caller)
 	timer := time.NewTimer(patience)
@@ -33,7 +38,7 @@ func (t *turns) enter(ctx context.Context, caller string) (leave func(), err err
 			t.part(caller, of)
 		}, nil
 	case <-timer.C:
-		err = exceeded("the hosts of the caller's jwks_uris keep too many fetches waiting", patience)
+		err = errNoTurn
 	case <-ctx.Done():
 		err = ctx.Err()
 	}

@@ -2,11 +2,13 @@
 // it, in this order:
 //
 //	authorize   may this caller issue this kind of token for this client?
+//	quota       does it not ask for more than it may?
 //	recipient   the client's setting and key, from memory. It comes before any
 //	            work of the HSM: none is spent on a client that cannot be
 //	            encrypted to.
 //	prepare     the claims, checked and completed, and held against the claim
 //	            policy of the caller's grants
+//	queue       a place at the backend, which who asks for too much does not get
 //	sign        by the issuer's active key, and verified
 //	wrap        a content encryption key for the client (RSA, key agreement)
 //	encrypt     the signed token with that key
@@ -89,6 +91,7 @@ type Stage string
 const (
 	StageRecipient Stage = "recipient"
 	StagePrepare   Stage = "prepare"
+	StageQueue     Stage = "queue" // also of those who did not have to wait
 	StageSign      Stage = "sign"
 	StageWrap      Stage = "wrap"
 	StageEncrypt   Stage = "encrypt"
@@ -108,7 +111,8 @@ type Timing struct {
 	Reason string
 }
 
-// Config is what a Sealer is made of. All fields but Logger are required.
+// Config is what a Sealer is made of. All fields are required but what has a
+// default.
 type Config struct {
 	Issuers    *issuer.Directory
 	Authorizer Authorizer
@@ -118,6 +122,10 @@ type Config struct {
 	Observer   Observer
 	// Reason names an error for the audit log, as the API does.
 	Reason func(error) string
+	// Admission has calls wait for their turn at a backend. Default: none has to.
+	Admission Admission
+	// Quota bounds what each caller may ask for. Default: none does.
+	Quota Quota
 	// Logger gets what an operator should look at. Default: none.
 	Logger *slog.Logger
 }
@@ -139,7 +147,13 @@ func (s *Sealer) Totals() (issued, refused uint64) { return s.issued.Load(), s.r
 func New(cfg Config) (*Sealer, error) {
 	if cfg.Issuers == nil || cfg.Authorizer == nil || cfg.Recipients == nil || cfg.Keys == nil ||
 		cfg.Auditor == nil || cfg.Observer == nil || cfg.Reason == nil {
-		return nil, errors.New("seal: every field of Config is required")
+		return nil, errors.New("seal: a required field of Config is missing")
+	}
+	if cfg.Admission == nil {
+		cfg.Admission = openDoor{}
+	}
+	if cfg.Quota == nil {
+		cfg.Quota = openDoor{}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -235,7 +249,10 @@ func (s *Sealer) walk(ctx context.Context, t *token, step func(context.Context, 
 		RPC: req.RPC, Caller: req.Caller, Permission: string(permission),
 		Issuer: req.Issuer, ClientID: req.ClientID, TokenKind: string(req.Kind),
 	}
-	err := s.authorize(t)
+	done, err := s.enter(t)
+	if err == nil {
+		defer done()
+	}
 	if err != nil {
 		t.event.Outcome = audit.Denied
 	} else if err = step(ctx, t); err != nil {
@@ -381,6 +398,11 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	if err != nil {
 		return nil, err
 	}
+	// Who would be turned away later is turned away now: it should cost as little
+	// as it can.
+	if err := s.cfg.Admission.Refuses(ctx, key.Backend(), t.Caller); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	payload, err := signer.Prepare(signer.Request{
 		Kind: t.Kind, Issuer: t.issuer.Token(), ClientID: t.ClientID,
@@ -394,10 +416,7 @@ func (s *Sealer) jws(ctx context.Context, t *token, setting registry.Setting) ([
 	if err != nil {
 		return nil, err
 	}
-	backend := key.Backend()
-	began = time.Now()
-	jws, err := signer.Sign(ctx, key, payload)
-	s.stage(ctx, Timing{Stage: StageSign, Backend: backend, Algorithm: string(alg), Began: began}, err)
+	jws, err := s.admitAndSign(ctx, t.Caller, key, payload)
 	if err != nil {
 		return nil, err
 	}
