@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -96,17 +97,43 @@ type claimsExplain struct {
 	usual time.Duration // the default
 }
 
-// limitExplain is a limit of each caller, on each replica.
+// limitExplain is a limit of the caller, on each replica: so many a second, or at
+// once.
 type limitExplain struct {
 	Limit     string  `json:"limit"`
-	PerSecond float64 `json:"per_second"`
+	PerSecond float64 `json:"per_second,omitempty"`
+	AtOnce    int     `json:"at_once,omitempty"`
+}
+
+// limitsOf are the limits of a caller: its own, else those of all.
+func limitsOf(cfg *config.Config, caller string) []limitExplain {
+	l := cfg.Limits
+	for _, own := range l.Callers {
+		if !authz.SameCaller(own.Caller, caller) {
+			continue
+		}
+		if own.Tokens != nil {
+			l.Tokens = *own.Tokens
+		}
+		if own.InFlight != nil {
+			l.InFlight = *own.InFlight
+		}
+		l.Registrations = cmp.Or(own.Registrations, l.Registrations)
+		l.FirstFetches = cmp.Or(own.FirstFetches, l.FirstFetches)
+	}
+	var list []limitExplain
+	if l.Tokens > 0 {
+		list = append(list, limitExplain{Limit: "tokens", PerSecond: l.Tokens})
+	}
+	if l.InFlight > 0 {
+		list = append(list, limitExplain{Limit: "tokens", AtOnce: l.InFlight})
+	}
+	return append(list, limitExplain{Limit: "registrations", PerSecond: l.Registrations}, limitExplain{Limit: "first_fetches", PerSecond: l.FirstFetches})
 }
 
 // explain finds what a caller may do. It is an error if no grant names it.
 func explain(cfg *config.Config, caller string) (*explanation, error) {
-	found := &explanation{Caller: caller, GrantsSHA256: hashOfGrants(cfg), Limits: []limitExplain{
-		{"registrations", cfg.Limits.Registrations}, {"first_fetches", cfg.Limits.FirstFetches},
-	}}
+	found := &explanation{Caller: caller, GrantsSHA256: hashOfGrants(cfg), Limits: limitsOf(cfg, caller)}
 	if cfg.Plaintext() {
 		if caller != authz.DevelopmentCaller {
 			return nil, fmt.Errorf("without TLS on grpc, in development, the only caller is %q, whoever calls", authz.DevelopmentCaller)
@@ -212,7 +239,12 @@ func (e *explanation) print(w io.Writer) {
 	}
 	fmt.Fprintln(w)
 	for _, l := range e.Limits {
-		row(w, "limit", fmt.Sprintf("%v %s a second, on each replica", l.PerSecond, strings.ReplaceAll(l.Limit, "_", " ")))
+		what, pace := strings.ReplaceAll(l.Limit, "_", " "), fmt.Sprintf("%v", l.PerSecond)
+		if l.AtOnce > 0 {
+			row(w, "limit", fmt.Sprintf("%d %s at once, on each replica", l.AtOnce, what))
+			continue
+		}
+		row(w, "limit", fmt.Sprintf("%s %s a second, on each replica", pace, what))
 	}
 	row(w, "grants", "sha256 "+e.GrantsSHA256)
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/bulla-project/bulla/server/admit"
+	"github.com/bulla-project/bulla/server/authz"
 	"github.com/bulla-project/bulla/server/config"
 	"github.com/bulla-project/bulla/server/limit"
 	"github.com/bulla-project/bulla/server/telemetry"
@@ -43,7 +44,7 @@ func limitConfig(cfg *config.Config) limit.Config {
 		Callers: make(map[string]limit.Caller),
 	}
 	for _, one := range l.Callers {
-		c.Callers[one.Caller] = limit.Caller{
+		c.Callers[authz.Canonical(one.Caller)] = limit.Caller{
 			Tokens: one.Tokens, InFlight: one.InFlight, Registrations: one.Registrations, FirstFetches: one.FirstFetches,
 		}
 	}

@@ -199,7 +199,7 @@ func New(grants []Grant) (*Policy, error) {
 			return nil, fmt.Errorf("grant %d: %w", i, err)
 		}
 		kinds, clients := slices.Clone(g.TokenKinds), newPatterns(g.Clients)
-		caller := canonicalCaller(g.Caller)
+		caller := Canonical(g.Caller)
 		if p.callers[caller] == nil {
 			p.callers[caller] = make(rules)
 		}

@@ -108,9 +108,9 @@ func notSPIFFEPath(r rune) bool {
 	return true
 }
 
-// canonicalCaller brings the caller of a grant into the form CallerFrom
-// returns. A DNS name has no colon, a URI always has one.
-func canonicalCaller(caller string) string {
+// Canonical is the form in which CallerFrom returns the caller of a grant: a DNS
+// name in lower case, a URI as it is.
+func Canonical(caller string) string {
 	if strings.Contains(caller, ":") {
 		return caller
 	}
@@ -120,7 +120,7 @@ func canonicalCaller(caller string) string {
 // SameCaller reports whether the caller of a grant is the identity: it brings
 // both into the form CallerFrom returns.
 func SameCaller(granted, caller string) bool {
-	return canonicalCaller(granted) == canonicalCaller(caller)
+	return Canonical(granted) == Canonical(caller)
 }
 
 // CheckCaller reports what is wrong with the caller of a grant: a name that
@@ -134,7 +134,7 @@ func CheckCaller(caller string) error {
 	case strings.ContainsFunc(caller, unicode.IsSpace):
 		return errors.New("it has spaces")
 	case !strings.Contains(caller, ":"):
-		if strings.ContainsFunc(canonicalCaller(caller), notHostName) {
+		if strings.ContainsFunc(Canonical(caller), notHostName) {
 			return errors.New("it is neither a URI nor a DNS name")
 		}
 		return nil

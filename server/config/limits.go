@@ -135,8 +135,8 @@ func (v *validator) callerLimits(path string, c CallerLimits, known []string, fi
 	at := join(path, "caller")
 	switch {
 	case !v.required(at, c.Caller, "write the caller as its grant does"):
-	case first[c.Caller] != "":
-		v.add(at, first[c.Caller]+" is this caller too", "write all limits of a caller in one entry")
+	case first[authz.Canonical(c.Caller)] != "":
+		v.add(at, first[authz.Canonical(c.Caller)]+" is this caller too", "write all limits of a caller in one entry")
 	case !slices.Contains(known, c.Caller) && !v.bad["grants"]:
 		advice := "grant it something first, or remove its limits"
 		if meant := nearest(c.Caller, known); meant != "" {
@@ -144,7 +144,7 @@ func (v *validator) callerLimits(path string, c CallerLimits, known []string, fi
 		}
 		v.add(at, fmt.Sprintf("no grant names the caller %s", quote(c.Caller)), advice)
 	default:
-		first[c.Caller] = path
+		first[authz.Canonical(c.Caller)] = path
 	}
 	if c.Tokens != nil {
 		v.rate(join(path, "tokens"), *c.Tokens, "no limit")

@@ -86,7 +86,7 @@ func TestWhereATokenWaits(t *testing.T) {
 			t.Errorf("%s is told of backend %q and algorithm %q", timing.Stage, timing.Backend, timing.Algorithm)
 		}
 	}
-	if want := []Stage{StageRecipient, StagePrepare, StageQueue, StageSign, StageEncrypt, StageAudit}; !slices.Equal(stages, want) {
+	if want := []Stage{StageRecipient, StagePrepare, StageQueue, StageSign, StageWrap, StageEncrypt, StageAudit}; !slices.Equal(stages, want) {
 		t.Errorf("stages %v, want %v", stages, want)
 	}
 }

@@ -77,7 +77,7 @@ func TestStagesAreToldInTheirOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	after := time.Now()
-	want := []string{"recipient", "prepare", "sign ES256", "wrap RSA-OAEP-256", "encrypt A256GCM", "audit"}
+	want := []string{"recipient", "prepare", "queue ES256", "sign ES256", "wrap RSA-OAEP-256", "encrypt A256GCM", "audit"}
 	if diff := cmp.Diff(want, f.stages); diff != "" {
 		t.Errorf("stages (-want +got):\n%s", diff)
 	}
@@ -103,10 +103,10 @@ func TestTheStageThatFailedIsTold(t *testing.T) {
 		stages []string
 		reason string
 	}{
-		{"a backend that is down", func(f *follower, _ *Request) { f.signErr = kms.ErrUnavailable }, []string{"recipient", "prepare", "sign ES256 DOWN", "audit"}, "DOWN"},
+		{"a backend that is down", func(f *follower, _ *Request) { f.signErr = kms.ErrUnavailable }, []string{"recipient", "prepare", "queue ES256", "sign ES256 DOWN", "audit"}, "DOWN"},
 		{"bad claims", func(_ *follower, r *Request) { r.Claims = []byte(`[]`) }, []string{"recipient", "prepare CLAIMS", "audit"}, "CLAIMS"},
 		{"an unknown client", func(f *follower, _ *Request) { f.recipientErr = kms.ErrUnavailable }, []string{"recipient DOWN", "audit"}, "DOWN"},
-		{"no audit log", func(f *follower, _ *Request) { f.auditErr = errAudit }, []string{"recipient", "prepare", "sign ES256", "wrap RSA-OAEP-256", "encrypt A256GCM", "audit AUDIT"}, "AUDIT"},
+		{"no audit log", func(f *follower, _ *Request) { f.auditErr = errAudit }, []string{"recipient", "prepare", "queue ES256", "sign ES256", "wrap RSA-OAEP-256", "encrypt A256GCM", "audit AUDIT"}, "AUDIT"},
 		{"an unknown issuer", func(_ *follower, r *Request) { r.Issuer = "another" }, []string{"audit"}, "OTHER"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
