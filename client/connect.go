@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -143,7 +144,10 @@ func (cfg Config) target() (string, []grpc.DialOption, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	options := []grpc.DialOption{grpc.WithDefaultServiceConfig(serviceConfig(len(addresses) > 1))}
+	// A replica that was away is called again soon: gRPC's own pauses grow to two
+	// minutes, and begin with a second, which is longer than a call is repeated.
+	again := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second}, MinConnectTimeout: 5 * time.Second}
+	options := []grpc.DialOption{grpc.WithDefaultServiceConfig(serviceConfig(hosts)), grpc.WithConnectParams(again)}
 	if len(addresses) == 1 {
 		return "dns:///" + cfg.Address, options, nil
 	}
@@ -157,11 +161,8 @@ func (cfg Config) target() (string, []grpc.DialOption, error) {
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: a, ServerName: name}}})
 	}
 	replicas.InitialState(state)
-	// A replica that was away is called again soon: gRPC's own pauses grow to two
-	// minutes.
-	again := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second}, MinConnectTimeout: 5 * time.Second}
 	// The authority of calls is that of the first; it chooses nothing.
-	return "bulla:///" + addresses[0], append(options, grpc.WithResolvers(replicas), grpc.WithConnectParams(again)), nil
+	return "bulla:///" + addresses[0], append(options, grpc.WithResolvers(replicas)), nil
 }
 
 func (cfg Config) credentials() (credentials.TransportCredentials, error) {
@@ -175,10 +176,20 @@ func (cfg Config) credentials() (credentials.TransportCredentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the caller's certificate: %w", err)
 	}
+	var last atomic.Pointer[tls.Certificate]
+	last.Store(&cert)
 	config := &tls.Config{
-		Certificates: []tls.Certificate{cert},
-		ServerName:   cfg.ServerName,
-		MinVersion:   tls.VersionTLS13,
+		// Each connection is made with the certificate of the day: those of
+		// workloads live for hours. Files that cannot be used for the moment are
+		// passed over, for the last that could.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if renewed, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile); err == nil {
+				last.Store(&renewed)
+			}
+			return last.Load(), nil
+		},
+		ServerName: cfg.ServerName,
+		MinVersion: tls.VersionTLS13,
 	}
 	if cfg.CAFile != "" {
 		pem, err := os.ReadFile(cfg.CAFile)

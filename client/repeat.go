@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strconv"
 	"time"
@@ -158,14 +159,18 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 	}
 }
 
-// serviceConfig is gRPC's description of how calls are made: in turn to all that
-// the address stands for, and where replicas are named to those of them that are
-// ready (gRFC A17). A single name may stand for many in DNS too, as that of a
-// headless Service in Kubernetes does.
-func serviceConfig(replicas bool) string {
+// serviceConfig is gRPC's description of how calls are made to these hosts: in
+// turn to all that they stand for, and where replicas are named to those of them
+// that are ready (gRFC A17). A single name may stand for many in DNS too, as that
+// of a headless Service in Kubernetes does. A single address is one replica: gRPC
+// connects to it when there is a call, and not before.
+func serviceConfig(hosts []string) string {
 	type object = map[string]any
-	config := object{"loadBalancingConfig": []object{{"round_robin": object{}}}}
-	if replicas {
+	config := object{}
+	if len(hosts) > 1 || net.ParseIP(hosts[0]) == nil {
+		config["loadBalancingConfig"] = []object{{"round_robin": object{}}}
+	}
+	if len(hosts) > 1 {
 		config["healthCheckConfig"] = object{"serviceName": ""}
 	}
 	doc, err := json.Marshal(config)
