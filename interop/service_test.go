@@ -90,6 +90,10 @@ func newProvider(t *testing.T) *provider {
 				"content_encryption": append([]string{LegacyEncryption}, ContentEncryptions...),
 			},
 		}},
+		// More clients at one host than anybody else registers so fast.
+		Edit: func(tree harness.M) {
+			tree["limits"] = harness.M{"first_fetches": 1000, "first_fetches_per_host": 1000}
+		},
 	})
 	p := &provider{service: service, host: host, bulla: service.Caller(t, harness.Admin), jwks: map[string][]byte{}}
 	for _, issuer := range []string{harness.Issuer, legacyIssuer} {
