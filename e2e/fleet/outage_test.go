@@ -113,6 +113,10 @@ func TestReplicaStartsWithPostgreSQLDown(t *testing.T) {
 	key := harness.NewClientKey(t, "P-256", "cold")
 	mustRegister(t, f.on(0), withJWKS("cold", key))
 	mustIssue(t, f.on(0), "cold", key.KeyID)
+	// The replica hears of its own change too, within a second, and then looks at
+	// the client once more.
+	time.Sleep(1500 * time.Millisecond)
+	mustIssue(t, f.on(0), "cold", key.KeyID)
 	if err := cluster.Stop(); err != nil {
 		t.Fatal(err)
 	}
