@@ -25,6 +25,7 @@ import (
 	"github.com/bulla-project/bulla/e2e/harness"
 	"github.com/bulla-project/bulla/kms"
 	"github.com/bulla-project/bulla/kms/pkcs11/softhsmtest"
+	"github.com/bulla-project/bulla/server/telemetry/trace/tracetest"
 )
 
 // world is what the tests share: one service, and what stands around it. Tests
@@ -68,10 +69,14 @@ func run(m *testing.M) int {
 	host := harness.NewHost(t, harness.NewCA(t, "the web"))
 	token := harness.NewToken(t, "bulla-e2e", kms.Algorithms()...)
 	harness.AddAuditKey(token)
+	traces := tracetest.New(t, nil)
 	shared = &world{ca: ca, host: host, token: token}
 	shared.Service = harness.Start(t, harness.Config{
 		Token: token, Algorithms: kms.Algorithms(), CA: ca, Host: host,
 		Fetch: harness.M{"min_refresh": "1s"},
+		Edit: func(tree harness.M) {
+			tree["tracing"] = harness.M{"endpoint": traces.Address, "insecure": true, "sample": 1}
+		},
 		Issuers: []harness.M{{
 			"name": narrow, "iss": "https://narrow.example.com", "signing_keys": harness.SigningKeys(kms.PS256),
 			"policy": harness.M{"encryption": []string{"RSA-OAEP-256"}, "content_encryption": []string{"A256GCM"}},
@@ -83,6 +88,10 @@ func run(m *testing.M) int {
 		},
 	})
 	code := m.Run()
+	if end := shared.Terminate(t); end != 0 || traces.Text() == "" { // it sends the last spans
+		t.Errorf("the shared service ended with %d, after traces of %d bytes", end, len(traces.Text()))
+	}
+	harness.Keep("the traces", traces.Text())
 	t.Close()
 	if t.Failed() {
 		return 1

@@ -26,7 +26,7 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, epoch uint64, slot, ses
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	fail := func(text, advice string, err error) error {
+	fail := func(text, advice string, err error) *problem {
 		return &problem{stage: StepLogin, text: text, advice: advice, err: err}
 	}
 
@@ -40,7 +40,7 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, epoch uint64, slot, ses
 	if info.flags&ckfLoginRequired == 0 {
 		return nil
 	}
-	noPIN := func(err error) error {
+	noPIN := func(err error) *problem {
 		return fail(fmt.Sprintf("token %q has no user PIN yet", info.label),
 			"set one with the security officer's PIN: "+toolCommand(t.cfg.Module, info.label, "--init-pin --login --login-type so"), err)
 	}
@@ -88,10 +88,14 @@ func (t *token) logIn(ctx context.Context, lib cryptoki, epoch uint64, slot, ses
 		}
 		return fail(fmt.Sprintf("token %q says both that the user is logged in and that he is not", info.label), "", err)
 	case errors.Is(err, ckrPINNotInitialized):
-		// Somebody is initializing the token: there was nothing to hold the PIN
-		// against, so it was not refused.
+		// There was nothing to hold the PIN against, so it was not refused:
+		// somebody is initializing the token, or the module read it while another
+		// process wrote it, which SoftHSM does at each login. It looks again when
+		// it is initialized again.
 		t.pins.undecided()
-		return noPIN(err)
+		p := noPIN(err)
+		p.stage = StepToken
+		return p
 	case codeClass(err) == refused:
 		t.doubtEpoch = epoch
 		t.pins.refused(err)

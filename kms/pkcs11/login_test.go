@@ -326,6 +326,13 @@ func TestPINOfATokenInTheMakingIsSentAgain(t *testing.T) {
 	if n := lib.logins.Load(); n < 1 {
 		t.Fatal("no login was tried")
 	}
+	// Modules look at what a token says of its PIN when they are initialized.
+	eventually(t, "the module initialized again", func() error {
+		if b.Stats().Restarts == 0 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
 	lib.set(nil)
 	eventually(t, "a login with the same PIN", func() error {
 		_, err := b.OpenKey(t.Context(), "object=k", kms.ES256)
