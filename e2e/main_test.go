@@ -91,7 +91,7 @@ func run(m *testing.M) int {
 	if end := shared.Terminate(t); end != 0 || traces.Text() == "" { // it sends the last spans
 		t.Errorf("the shared service ended with %d, after traces of %d bytes", end, len(traces.Text()))
 	}
-	harness.Keep("the traces", traces.Text())
+	harness.Written("the traces", traces.Text())
 	t.Close()
 	if t.Failed() {
 		return 1

@@ -28,6 +28,12 @@ func collector(t *testing.T, sample float64) (*tracetest.Collector, harness.M) {
 	t.Helper()
 	leaf := shared.ca.Issue(t, harness.LeafConfig{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
 	c := tracetest.New(t, &tls.Config{Certificates: []tls.Certificate{leaf.Certificate}, MinVersion: tls.VersionTLS12})
+	t.Cleanup(func() {
+		if len(c.Spans()) == 0 {
+			t.Error("no traces are left to be searched for secrets")
+		}
+		harness.Written("the traces", c.Text())
+	})
 	return c, harness.M{"endpoint": c.Address, "ca_file": shared.ca.File, "sample": sample}
 }
 
@@ -75,7 +81,7 @@ func stagesOfAToken(t *testing.T, s *harness.Service, c *tracetest.Collector, ad
 		t.Fatal(err)
 	}
 	const rpc = "bulla.v1.TokenService/SignAndEncrypt"
-	stages := []string{"bulla.recipient", "bulla.prepare", "bulla.sign", "bulla.wrap", "bulla.encrypt", "bulla.audit"}
+	stages := []string{"bulla.recipient", "bulla.prepare", "bulla.queue", "bulla.sign", "bulla.wrap", "bulla.encrypt", "bulla.audit"}
 	spans := c.Wait(t, traceIssue, 2+len(stages))
 	if got := spans[rpc]; got.ParentID != callersSpan || got.Kind != "SPAN_KIND_SERVER" || got.State != "vendor=value" || got.Attributes["bulla.caller"] != harness.Admin {
 		t.Errorf("the span of the call is %+v, want one below that of its caller", got)

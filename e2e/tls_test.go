@@ -238,6 +238,7 @@ func TestCertificatesAreRenewedUnderConnections(t *testing.T) {
 	}
 	notAfter := `bulla_tls_certificate_not_after_timestamp_seconds{listener="grpc"}`
 	failures := `bulla_tls_reload_failures_total{listener="grpc"}`
+	failing := `bulla_tls_reload_failing{listener="grpc"}`
 	stand := func(what string) {
 		t.Helper()
 		for i, c := range []*client.Client{ofOne, ofTwo} {
@@ -263,6 +264,9 @@ func TestCertificatesAreRenewedUnderConnections(t *testing.T) {
 	time.Sleep(5 * time.Second) // more looks at it
 	if n, lines := s.Metric(t, failures), strings.Count(s.Log(), "certificates not reloaded"); n != 1 || lines != 1 {
 		t.Errorf("a key that does not fit: counted %v times and logged %d times, want once", n, lines)
+	}
+	if n := s.Metric(t, failing); n != 1 {
+		t.Errorf("a key that does not fit: %s is %v, want 1 while it is there", failing, n)
 	}
 	shown(leaf)
 	stand("after a key that does not fit")
@@ -291,5 +295,8 @@ func TestCertificatesAreRenewedUnderConnections(t *testing.T) {
 	}
 	if n := s.Metric(t, failures); n != 1 {
 		t.Errorf("%v failures, want the one of before", n)
+	}
+	if n := s.Metric(t, failing); n != 0 {
+		t.Errorf("%s is %v, want 0 with good files again", failing, n)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -151,26 +150,8 @@ func wantCounted(t *testing.T, seen *observer) {
 	}
 }
 
-// lines is a log that may be written by many.
-type lines struct {
-	mu   sync.Mutex // guards text
-	text strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 func TestItemsOfABatchFailAloneAndInOrder(t *testing.T) {
-	var log lines
+	var log logged
 	client, seen, _ := serveMany(t, forClient, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	var ids []string
 	for _, one := range troubles {
@@ -280,7 +261,7 @@ func TestABatchMakesSomeTokensAtOnceAndNotAll(t *testing.T) {
 }
 
 func TestABatchAnswersBeforeItsDeadlineWithWhatThereIs(t *testing.T) {
-	var log lines
+	var log logged
 	client, seen, _ := serveMany(t, func(ctx context.Context, r seal.Request) (*seal.Result, error) {
 		if r.ClientID != "app-0" && r.ClientID != "app-1" {
 			<-ctx.Done()

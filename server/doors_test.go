@@ -52,7 +52,7 @@ type gateway struct {
 	log     *logged
 }
 
-// logged is what a server logs.
+// logged is what a server logs; many may write it.
 type logged struct {
 	mu   sync.Mutex // guards text
 	text bytes.Buffer

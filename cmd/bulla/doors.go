@@ -157,6 +157,8 @@ func (d *doors) register(m *telemetry.Metrics, api *server.Server) error {
 			func() float64 { return float64(c.certs.NotAfter().Unix()) }))
 		add(m.Counter("bulla_tls_reload_failures_total", "Times the listener's files were changed to what cannot be used: the log says why.", labels,
 			func() float64 { return float64(c.certs.Failures()) }))
+		add(m.Gauge("bulla_tls_reload_failing", "1 while the listener's files hold what cannot be used, so that those from before are in force.", labels,
+			func() float64 { return boolean(c.certs.Failing()) }))
 	}
 	for _, l := range []struct {
 		name string

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -76,6 +77,7 @@ func TestPortsAgree(t *testing.T) {
 			}
 		}
 		m := r.monitors[0].Spec
+		alerts := read(t, "../prometheus/alerts.yaml")
 		found := 0
 		for _, service := range r.services {
 			selector, err := metav1.LabelSelectorAsSelector(&m.Selector)
@@ -86,6 +88,11 @@ func TestPortsAgree(t *testing.T) {
 				found++
 				if len(m.Endpoints) != 1 || m.Endpoints[0].Port != service.Spec.Ports[0].Name || m.Endpoints[0].Path != "/metrics" {
 					t.Errorf("monitoring asks for %v of the Service %s", m.Endpoints, service.Name)
+				}
+				// The operator takes the Service's name where no label says another.
+				job := cmp.Or(service.Labels[m.JobLabel], service.Name)
+				if !strings.Contains(alerts, "up{job="+strconv.Quote(job)+"}") {
+					t.Errorf("what is collected has the job %q, of which no alert asks whether it is up", job)
 				}
 			}
 		}

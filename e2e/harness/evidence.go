@@ -37,8 +37,8 @@ type passage struct{ where, text string }
 // theirs here.
 var evidence Evidence
 
-// Keep has a text searched too, that somebody else than the harness collected.
-func Keep(where, text string) { evidence.Written(where, text) }
+// Written has a text searched too, that somebody else than the harness collected.
+func Written(where, text string) { evidence.Written(where, text) }
 
 // SearchEvidence returns an error that names where secrets of this process's tests
 // were written. It says how much was searched for how many.

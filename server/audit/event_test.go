@@ -3,6 +3,9 @@ package audit
 import (
 	"encoding/hex"
 	"encoding/json"
+	"maps"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +43,28 @@ func fullEvent() Event {
 		Revision:                7,
 		EffectiveAt:             time.Date(2026, 3, 2, 1, 2, 3, 4000, time.FixedZone("CET", 3600)),
 		DroppedThumbprint:       "dropped",
+	}
+}
+
+// TestThePageExplainsEveryField: whoever reads the log reads docs/audit.md.
+func TestThePageExplainsEveryField(t *testing.T) {
+	page, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := fullEvent()
+	var line map[string]any
+	if err := json.Unmarshal(e.appendLine(nil), &line); err != nil {
+		t.Fatal(err)
+	}
+	words := slices.Collect(maps.Keys(line))
+	for _, o := range []Outcome{Issued, Changed, Unchanged, Denied, Failed, TookEffect} {
+		words = append(words, string(o))
+	}
+	for _, word := range words {
+		if !strings.Contains(string(page), "`"+word+"`") {
+			t.Errorf("docs/audit.md does not explain `%s`", word)
+		}
 	}
 }
 

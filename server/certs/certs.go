@@ -59,6 +59,7 @@ type Certs struct {
 	log      *slog.Logger
 	current  atomic.Pointer[loaded] // what new handshakes use
 	failures atomic.Uint64
+	failing  atomic.Bool // told is not empty; told itself waits for files that are read
 
 	mu   sync.Mutex // guards what follows, and is held while the files are read
 	seen [32]byte   // hash of what the last look saw
@@ -143,6 +144,10 @@ func (c *Certs) NotAfter() time.Time { return c.current.Load().cert.Leaf.NotAfte
 // Failures is how often the files were changed to what cannot be used.
 func (c *Certs) Failures() uint64 { return c.failures.Load() }
 
+// Failing says whether the files hold what cannot be used: what was changed in
+// them is not in force.
+func (c *Certs) Failing() bool { return c.failing.Load() }
+
 // Run follows the files until ctx ends. It returns nil then.
 func (c *Certs) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.cfg.Every)
@@ -183,6 +188,7 @@ func (c *Certs) Reload(ctx context.Context) error {
 // take makes what was read, or what kept it from being read, the state of the
 // listener. The caller holds mu.
 func (c *Certs) take(ctx context.Context, f files, err error) error {
+	defer func() { c.failing.Store(c.told != "") }()
 	before := c.current.Load()
 	if c.seen == before.hash {
 		c.told = "" // as it was, or put back

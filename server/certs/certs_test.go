@@ -281,6 +281,9 @@ func TestWhatCannotBeUsedChangesNothingAndIsToldOnce(t *testing.T) {
 			if serial(c) != before || c.Authorities() != authorities {
 				t.Error("the listener has changed")
 			}
+			if !c.Failing() {
+				t.Error("it does not say that it fails")
+			}
 			if n := c.Failures(); n != 1 || s.log.count("level=ERROR") != 1 || s.log.count(word) == 0 {
 				t.Errorf("%d failures counted, and logged %d times, want once and %q:\n%s", n, s.log.count("level=ERROR"), word, s.log.text.String())
 			}
@@ -295,6 +298,9 @@ func TestWhatCannotBeUsedChangesNothingAndIsToldOnce(t *testing.T) {
 			s.bundle(callers)
 			if err := c.Reload(t.Context()); err != nil || serial(c) != s.onDisk("tls.crt") {
 				t.Errorf("with good files again: %v", err)
+			}
+			if c.Failing() {
+				t.Error("it says that it fails, with good files")
 			}
 			spoil(s)
 			if err := c.Reload(t.Context()); err == nil || c.Failures() != 2 {
@@ -313,11 +319,11 @@ func TestACertificateIsTriedAgainWhenItsTimeComes(t *testing.T) {
 		go func() { done <- c.Run(ctx) }()
 		s.renew(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) })
 		time.Sleep(50 * time.Second)
-		if serial(c) == s.onDisk("tls.crt") || c.Failures() != 1 {
+		if serial(c) == s.onDisk("tls.crt") || c.Failures() != 1 || !c.Failing() {
 			t.Errorf("before its time: in force %t, %d failures", serial(c) == s.onDisk("tls.crt"), c.Failures())
 		}
 		time.Sleep(20 * time.Second)
-		if serial(c) != s.onDisk("tls.crt") || c.Failures() != 1 {
+		if serial(c) != s.onDisk("tls.crt") || c.Failures() != 1 || c.Failing() {
 			t.Errorf("in its time: in force %t, %d failures", serial(c) == s.onDisk("tls.crt"), c.Failures())
 		}
 		stop()
