@@ -174,11 +174,12 @@ func (p *preparation) checkParties() {
 			return
 		}
 		p.checkAudience()
-		// The party the token is issued to is the one it is encrypted to: a
-		// client that finds another in azp must refuse the token (OpenID
-		// Connect Core 1.0, section 3.1.3.7).
-		p.checkIsClient(claimAZP)
 	}
+	// The party the token is issued to is the one it is encrypted to: a client
+	// that finds another in azp must refuse the token (OpenID Connect Core 1.0,
+	// section 3.1.3.7). Of access tokens client_id says it, and many resource
+	// servers go by azp.
+	p.checkIsClient(claimAZP)
 	p.checkIsClient(claimClientID)
 	if !validText(p.req.ClientID) {
 		p.wrong.add("client_id", "is not valid UTF-8")

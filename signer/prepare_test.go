@@ -293,6 +293,7 @@ func TestContradictionsAreRefused(t *testing.T) {
 		{"an introspection for another audience too", Introspection, `{"token_introspection":{"active":true},"aud":["` + testClient + `","victim"]}`, nil, []string{"claims.aud"}},
 		{"another audience too, with azp", UserInfo, `{"sub":"a","azp":"` + testClient + `","aud":["` + testClient + `","victim"]}`, nil, []string{"claims.aud"}},
 		{"an audience twice", UserInfo, `{"sub":"a","aud":["` + testClient + `","` + testClient + `"]}`, nil, []string{"claims.aud"}},
+		{"an access token issued to another party", AccessToken, `{"sub":"a","aud":"api","client_id":"` + testClient + `","azp":"other"}`, nil, []string{"claims.azp"}},
 		{"issued to another party", IDToken, `{"sub":"a","azp":"other","aud":["other","` + testClient + `"]}`, nil, []string{"claims.azp"}},
 		{"client_id of another", IDToken, `{"sub":"a","client_id":"other"}`, nil, []string{"claims.client_id"}},
 		{"no client", IDToken, `{"sub":"a"}`, func(r *Request) { r.ClientID = "" }, []string{"client_id"}},

@@ -81,7 +81,9 @@ func (c *Cache) ready(reg *registry.Registration) *client {
 		return nil
 	case e.Value.revision == reg.Revision:
 		return e.Value
-	case e.Value.next != nil && e.Value.next.client.revision == reg.Revision:
+	case e.Value.next != nil && e.Value.next.client.revision == reg.Revision && e.Value.next.at.Equal(reg.UpdatedAt):
+		// By its revision alone it could be what another replica has written over
+		// the change, to take it back, and this one has not heard of yet.
 		return e.Value.next.client
 	}
 	return nil

@@ -145,6 +145,28 @@ func TestAChangeThatIsTakenBackNeverCounts(t *testing.T) {
 	})
 }
 
+// TestAChangeTakenBackElsewhereIsNotShownInForce: what waited would have had the
+// revision by which it was taken back.
+func TestAChangeTakenBackElsewhereIsNotShownInForce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		old := withSet("app", set("old"))
+		waits := w.register(after(old, withSet("app", set("new")), time.Now().Add(time.Hour)))
+		w.mustUse("app")
+		if next, err := w.Upcoming(t.Context(), waits); err != nil || next.Recipients[0].KeyID() != "new" {
+			t.Fatalf("got %+v, %v of what waits", next, err)
+		}
+		// Another replica has written it, and nobody has told this one.
+		back, err := w.store.Put(t.Context(), old, waits.Revision)
+		if err != nil || back.Revision != waits.Successor().Revision {
+			t.Fatalf("revision %d, %v", back.Revision, err)
+		}
+		status, err := w.Status(t.Context(), back)
+		if err != nil || len(status.Recipients) == 0 || status.Recipients[0].KeyID() != "old" {
+			t.Errorf("got %+v, %v; want key old", status, err)
+		}
+	})
+}
+
 // What Prepare is called for every minute is there at the moment of the change
 // without the store and without the host, and is as fresh as if it had been used.
 func TestPreparedURLIsReadyAtItsTime(t *testing.T) {

@@ -116,16 +116,22 @@ func parseChained(line []byte) (c chained, ok bool) {
 		return c, false
 	}
 	id := rest[len(rest)-chainIDSize:]
-	for _, b := range id {
-		if !isBase64URL(b) {
-			return c, false
-		}
-	}
-	if !bytes.HasSuffix(rest[:len(rest)-chainIDSize], []byte(`,"chain":"`)) {
+	if !isChainID(id) || !bytes.HasSuffix(rest[:len(rest)-chainIDSize], []byte(`,"chain":"`)) {
 		return c, false
 	}
 	c.chain, c.seq, c.hash = string(id), seq, sha256.Sum256(line)
 	return c, true
+}
+
+// isChainID reports whether id can be the name of a chain. Such a name can be
+// shown on a terminal, whoever has written it.
+func isChainID[T string | []byte](id T) bool {
+	for i := range len(id) {
+		if !isBase64URL(id[i]) {
+			return false
+		}
+	}
+	return len(id) == chainIDSize
 }
 
 func isBase64URL(b byte) bool {

@@ -587,6 +587,30 @@ func TestRotationCutOffAtAnyStep(t *testing.T) {
 	}
 }
 
+// TestWhatARotationHasLeftIsNotReopened: a process dies within a rotation, and the
+// file is renamed by hand before the next one has written anything.
+func TestWhatARotationHasLeftIsNotReopened(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := open(t, Config{Path: path})
+	record(t, l, "a")
+	next, _, _, err := l.prepare()
+	if err == nil {
+		err = errors.Join(next.Close(), l.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, Config{Path: path})
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Reopen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	record(t, l, "b")
+	mustBeGood(t, verified(t, VerifyOptions{}, path, path+".1"), 4)
+}
+
 func TestNextFileOfARunningRotationIsNotTaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := open(t, Config{Path: path})

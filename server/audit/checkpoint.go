@@ -109,7 +109,7 @@ func ParseCheckpoint(jws string) (*SignedCheckpoint, error) {
 		return nil, fmt.Errorf("its payload %w", err)
 	}
 	hash, err := base64.RawURLEncoding.Strict().DecodeString(s.Hash)
-	if err != nil || len(hash) != len(s.hash) || s.Seq == 0 || s.Seq > maxSeq || s.Since == 0 || s.Since > s.Seq || len(s.Chain) != chainIDSize {
+	if err != nil || len(hash) != len(s.hash) || s.Seq == 0 || s.Seq > maxSeq || s.Since == 0 || s.Since > s.Seq || !isChainID(s.Chain) {
 		return nil, errors.New("its payload is not that of a checkpoint")
 	}
 	copy(s.hash[:], hash)
@@ -142,7 +142,8 @@ func (s *SignedCheckpoint) Verify(keys Keys) error {
 
 // LastCheckpoint reads the checkpoint with the highest number of all that are
 // in files, and verifies nothing; nil if there is none. Of several chains it is
-// one of the chain that was seen last.
+// one of the chain that was seen last. It need not be the one that stands last:
+// an earlier one, written down again, would else take its place.
 func LastCheckpoint(ctx context.Context, files []string) (*SignedCheckpoint, error) {
 	order, err := inOrder(files)
 	if err != nil {
@@ -178,10 +179,12 @@ func lastCheckpointOf(ctx context.Context, name string) (last *SignedCheckpoint,
 		if !p.whole || kindOf(p.line()) != logCheckpoint {
 			continue
 		}
-		if _, ok := parseChained(p.line()); !ok {
+		c, ok := parseChained(p.line())
+		if !ok {
 			continue
 		}
-		if k, err := checkpointIn(p.line()); err == nil {
+		k, err := checkpointIn(p.line())
+		if err == nil && k.Chain == c.chain && (last == nil || k.Chain != last.Chain || k.Seq > last.Seq) {
 			last = k
 		}
 	}
@@ -196,4 +199,16 @@ func checkpointIn(line []byte) (*SignedCheckpoint, error) {
 		return nil, errors.New("its line is no JSON object")
 	}
 	return ParseCheckpoint(says.Checkpoint)
+}
+
+// isCheckpointLine reports whether a line is what writes a checkpoint down, to
+// the byte, and holds nothing beside it.
+func isCheckpointLine(c chained, line []byte, jws string) bool {
+	at, err := time.Parse(timeFormat, timeOf(line))
+	if err != nil {
+		return false
+	}
+	before := head{chain: c.chain, seq: c.seq - 1, hash: c.prev}
+	want := before.link(nil, appendCheckpoint(nil, at, jws))
+	return bytes.Equal(line, want[:len(want)-1])
 }

@@ -191,7 +191,7 @@ func (l *Log) writeCheckpoint(jws string, seq, covers uint64) error {
 	if l.end.seq-seq > maxBehind {
 		return fmt.Errorf("%d lines were written while it was signed, and readers look back over %d: the key is too slow", l.end.seq-seq, maxBehind)
 	}
-	if err := l.write(appendCheckpoint(nil, jws)); err != nil {
+	if err := l.write(appendCheckpoint(nil, time.Now(), jws)); err != nil {
 		return err
 	}
 	l.open -= covers + 1 // it needs none for itself

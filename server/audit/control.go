@@ -54,9 +54,10 @@ func appendBeginning(dst []byte, kind, host string, found *foreign) []byte {
 	return append(dst, '}', '\n')
 }
 
-// appendCheckpoint appends a line with a checkpoint, not yet linked.
-func appendCheckpoint(dst []byte, jws string) []byte {
-	dst = appendTime(dst, time.Now())
+// appendCheckpoint appends a line with a checkpoint, not yet linked, that is
+// written at a time.
+func appendCheckpoint(dst []byte, at time.Time, jws string) []byte {
+	dst = appendTime(dst, at)
 	dst = appendText(dst, "log", logCheckpoint)
 	dst = append(dst, `,"checkpoint":"`...)
 	dst = append(dst, jws...)

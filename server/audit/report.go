@@ -2,6 +2,9 @@ package audit
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
 )
 
 // Place is a line of a file. The line is 0 for the file as a whole, the file is
@@ -11,15 +14,20 @@ type Place struct {
 	Line int    `json:"line,omitempty"`
 }
 
-// String is the place as compilers write one.
+// String is the place as compilers write one. The name of a file is quoted if it
+// has what a terminal could obey: whoever writes a log may make files beside it.
 func (p Place) String() string {
+	name := p.File
+	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		name = strconv.QuoteToASCII(name)
+	}
 	switch {
-	case p.File == "":
+	case name == "":
 		return "the log"
 	case p.Line == 0:
-		return p.File
+		return name
 	}
-	return fmt.Sprintf("%s:%d", p.File, p.Line)
+	return fmt.Sprintf("%s:%d", name, p.Line)
 }
 
 // Finding is something about a place.

@@ -59,6 +59,9 @@ func (l *Log) reopen(ctx context.Context) error {
 	if old.isAt(l.path) {
 		return nil // nobody has moved it
 	}
+	if l.since == 0 {
+		l.tidy() // or it would be taken for the file that is missing
+	}
 	t, err := l.openFile(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; records still go to the old file", err)

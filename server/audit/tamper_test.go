@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -303,6 +304,33 @@ func TestManyProblemsAreCounted(t *testing.T) {
 	}
 }
 
+// TestNumbersThatAreMadeUpCostNoMemory has two lines of each of many chains, far
+// apart by their numbers, again and again.
+func TestNumbersThatAreMadeUpCostNoMemory(t *testing.T) {
+	var log bytes.Buffer
+	lines := 0
+	for round := range uint64(10) {
+		for n := range maxRemembering + 1 {
+			end := head{chain: fmt.Sprintf("chain-%010d", n), seq: round * maxRecent}
+			for range 2 {
+				log.Write(end.link(nil, []byte("{\"v\":1}\n")))
+				end.seq += maxRecent/2 - 1
+				lines++
+			}
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r, err := Verify(t.Context(), []string{"-"}, VerifyOptions{Stdin: &log})
+	runtime.ReadMemStats(&after)
+	if err != nil || r.Lines != lines {
+		t.Fatalf("%d lines of %d, %v", r.Lines, lines, err)
+	}
+	if each := (after.TotalAlloc - before.TotalAlloc) / uint64(lines); each > 64<<10 {
+		t.Errorf("a line takes %d bytes", each)
+	}
+}
+
 // TestCheckpointFarBehindItsLines has as many lines between a checkpoint and
 // the line that it speaks of as can be.
 func TestCheckpointFarBehindItsLines(t *testing.T) {
@@ -320,7 +348,7 @@ func TestCheckpointFarBehindItsLines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log.Write(end.link(nil, appendCheckpoint(nil, jws)))
+	log.Write(end.link(nil, appendCheckpoint(nil, time.Now(), jws)))
 	r, err := Verify(t.Context(), []string{"-"}, VerifyOptions{Keys: key.keys(), Stdin: &log})
 	if err != nil || !r.Good || r.Checkpoints.Verified != 1 {
 		t.Errorf("got %+v, %v", r, err)
@@ -433,4 +461,108 @@ func FuzzChained(f *testing.F) {
 			t.Fatalf("got %+v %v, want %+v", c, ok, end)
 		}
 	})
+}
+
+// TestACheckpointLineProvesNothingBesideItself: while no process runs, somebody
+// without the key writes an event into a line that has a genuine checkpoint too,
+// or repeats one. The service then goes on from there, and signs.
+func TestACheckpointLineProvesNothingBesideItself(t *testing.T) {
+	const event = `,"outcome":"issued","caller":"spiffe://example.com/idp","client_id":"app-1"`
+	for name, tc := range map[string]struct {
+		forge func(lines []string) []string
+		want  []Range // uncovered
+	}{
+		"nothing was done": {func(l []string) []string { return l }, nil},
+		"an event beside a repeated checkpoint": {func(l []string) []string {
+			return append(l, strings.Replace(l[10], `,"chain":"`, event+`,"chain":"`, 1))
+		}, []Range{{12, 12}}},
+		"an event in the place of its time": {func(l []string) []string {
+			at := strings.Index(l[10], `,"time":"`) + len(`,"time":"`)
+			return append(l, l[10][:at]+`","outcome":"issued","x":"a`+l[10][at+len(timeFormat):])
+		}, []Range{{12, 12}}},
+		"an event in the last checkpoint": {func(l []string) []string {
+			l[10] = strings.Replace(l[10], `,"chain":"`, event+`,"chain":"`, 1)
+			return l
+		}, []Range{{11, 11}}},
+		"a checkpoint again": {func(l []string) []string { return append(l, l[10]) }, []Range{{12, 12}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			key := newKey(t)
+			path, lines := signedLog(t, key, "c")
+			lines = rechain(tc.forge(lines), 10)
+			write(t, path, lines...)
+			l := open(t, Config{Path: path})
+			stop := checkpointed(t, l, CheckpointConfig{Open: key.open, Every: time.Hour})
+			record(t, l, "after")
+			stop()
+			r := verified(t, VerifyOptions{Keys: key.keys()}, path)
+			if got := r.Chains[0].Uncovered; !r.Good || !slices.Equal(got, tc.want) {
+				t.Errorf("good %t, uncovered %v, want %v; %v", r.Good, got, tc.want, r.Problems)
+			}
+		})
+	}
+}
+
+// TestTheFirstLineGivenHasToFollowTheOneSigned: of a log whose first files are
+// gone, a checkpoint over the line before those that are left.
+func TestTheFirstLineGivenHasToFollowTheOneSigned(t *testing.T) {
+	key := newKey(t)
+	path, lines := signedLog(t, key, "c")
+	write(t, path, lines[5:]...)
+	mustBeGood(t, verified(t, VerifyOptions{Keys: key.keys()}, path), 6)
+	// Written anew behind a line that never was.
+	end := head{chain: kept(t, lines[5]).Chain, seq: 5, hash: sha256.Sum256([]byte("none"))}
+	var out []string
+	for _, line := range lines[5:10] {
+		bare, _, _ := strings.Cut(line, `,"chain":"`)
+		out = append(out, string(end.link(nil, []byte(bare+"}\n"))))
+	}
+	write(t, path, out...)
+	mustHave(t, "problem", verified(t, VerifyOptions{Keys: key.keys()}, path).Problems, "over another line 5 than the first that was given, 6, follows")
+}
+
+// TestAnEarlierCheckpointDoesNotPassForTheLast: who has the last one collected,
+// to be kept, does not get one that somebody has written down again.
+func TestAnEarlierCheckpointDoesNotPassForTheLast(t *testing.T) {
+	key := newKey(t)
+	path, lines := signedLog(t, key, "c")
+	_, others := signedLog(t, key, "o")
+	name := kept(t, lines[10]).Chain
+	foreign := withChain(append(slices.Clone(lines), others[10]), name) // a checkpoint of another chain
+	for what, all := range map[string][]string{
+		"as it is":         lines,
+		"an earlier again": rechain(append(slices.Clone(lines), lines[5]), 11),
+		"of another chain": foreign,
+	} {
+		write(t, path, all...)
+		last, err := LastCheckpoint(t.Context(), []string{path})
+		if err != nil || last.Chain != name || last.Seq != 10 {
+			t.Errorf("%s: got %+v, %v, want that for line 10 of chain %s", what, last, err, name)
+		}
+	}
+}
+
+// TestFindingsHoldNothingThatATerminalObeys: the name of a chain in a checkpoint
+// is whatever somebody has written there, until its signature is verified.
+func TestFindingsHoldNothingThatATerminalObeys(t *testing.T) {
+	_, lines := signedLog(t, newKey(t), "c")
+	k := kept(t, lines[10])
+	k.Chain = "\x1b[2J\x1b[H\x1b[8m good"[:chainIDSize]
+	input, err := k.signingInput(kms.ES256, k.KeyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := input + ".AAAA"
+	if got, err := ParseCheckpoint(forged); err == nil {
+		t.Errorf("got a checkpoint of chain %q", got.Chain)
+	}
+	path := filepath.Join(t.TempDir(), "audit.log\x1b[1A\x1b[2K")
+	write(t, path, rechain(append(lines[:10:10], strings.Replace(lines[10], k.JWS, forged, 1)), 10)...)
+	r := verified(t, VerifyOptions{}, path)
+	mustHave(t, "problem", r.Problems, "this checkpoint cannot be read")
+	for _, p := range r.Problems {
+		if strings.ContainsRune(p.String(), 0x1b) {
+			t.Errorf("a finding has an escape: %q", p)
+		}
+	}
 }

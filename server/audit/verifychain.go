@@ -26,7 +26,8 @@ type chain struct {
 	report *Report
 	id     string
 
-	first, seq uint64 // the numbers of its first and last line
+	first, seq uint64   // the numbers of its first and last line
+	before     [32]byte // the hash that its first line has of the one before
 	last       Place
 	ends       []position // what the next line may follow: more than one if lines share a number
 	doubt      *doubt
@@ -48,7 +49,8 @@ type chain struct {
 	uncovered     []Range
 	uncoveredMore uint64 // lines in ranges that are not listed
 
-	recent []recent
+	recent     []recent
+	remembered int // how often a hash was put there
 }
 
 type recent struct {
@@ -65,7 +67,7 @@ type doubt struct{ before, at Place }
 func (s *chain) follow(c chained, at Place, kind string) bool {
 	here := position{at: at, prev: c.prev, hash: c.hash}
 	if s.seq == 0 {
-		s.first, s.seq, s.ends = c.seq, c.seq, []position{here}
+		s.first, s.seq, s.before, s.ends = c.seq, c.seq, c.prev, []position{here}
 		s.covered, s.lastCovered = c.seq-1, c.seq-1
 		s.lines++
 		switch {
@@ -147,7 +149,7 @@ func (s *chain) flush() {
 // remember keeps the hash of a line for checkpoints that come later.
 func (s *chain) remember(v *verifier, c chained) {
 	if s.recent == nil {
-		s.recent = make([]recent, 256)
+		s.recent, s.remembered = make([]recent, 256), 0
 		v.recent = append(v.recent, s)
 		if len(v.recent) > maxRemembering {
 			v.recent[0].recent = nil
@@ -156,7 +158,9 @@ func (s *chain) remember(v *verifier, c chained) {
 	} else if n := len(v.recent); v.recent[n-1] != s {
 		v.recent = append(slices.DeleteFunc(v.recent, func(o *chain) bool { return o == s }), s)
 	}
-	for s.slot(c.seq).seq != 0 && len(s.recent) < maxRecent {
+	// It grows by lines that were read, and not by their numbers, which whoever
+	// wrote the file may have made up: two of them could cost as much as 65,536.
+	for s.slot(c.seq).seq != 0 && len(s.recent) < maxRecent && s.remembered >= len(s.recent) {
 		grown := &chain{recent: make([]recent, 2*len(s.recent))}
 		for _, r := range s.recent {
 			if r.seq != 0 {
@@ -166,6 +170,7 @@ func (s *chain) remember(v *verifier, c chained) {
 		s.recent = grown.recent
 	}
 	*s.slot(c.seq) = recent{c.seq, c.hash}
+	s.remembered++
 }
 
 // slot is where the hash of a line is kept.
@@ -198,11 +203,15 @@ func (v *verifier) checkpoint(s *chain, c chained, line []byte) {
 		}
 		verified = true
 	}
-	if k.Seq < s.first {
-		if verified && k.Seq+1 == s.first {
-			v.covers(s, k, c)
+	if k.Seq < s.first { // its line was not given
+		switch {
+		case k.Seq+1 != s.first:
+		case k.hash != s.before:
+			v.report.problem(v.at, "this checkpoint was signed over another line %d than the first that was given, %d, follows", k.Seq, s.first)
+		case verified:
+			v.covers(s, k, c, line)
 		}
-		return // its line was not given
+		return
 	}
 	var known recent
 	if s.recent != nil {
@@ -219,12 +228,12 @@ func (v *verifier) checkpoint(s *chain, c chained, line []byte) {
 		return
 	}
 	if verified {
-		v.covers(s, k, c)
+		v.covers(s, k, c, line)
 	}
 }
 
 // covers notes what a checkpoint proves, which stands in line c.
-func (v *verifier) covers(s *chain, k *SignedCheckpoint, c chained) {
+func (v *verifier) covers(s *chain, k *SignedCheckpoint, c chained, line []byte) {
 	v.report.Checkpoints.Verified++
 	s.checkpoints++
 	s.lastTimeSaid = k.Time
@@ -234,6 +243,10 @@ func (v *verifier) covers(s *chain, k *SignedCheckpoint, c chained) {
 	if k.Since > s.covered+1 {
 		s.bare(s.covered+1, k.Since-1)
 	}
+	// Its own line needs no other to prove it, if that holds nothing else, and if
+	// it is the first time that this checkpoint stands anywhere: without the key
+	// anybody can write down again what was signed once, and more beside it.
+	provesItself := k.Seq > s.covered && isCheckpointLine(c, line, k.JWS)
 	if k.Seq > s.covered {
 		s.covered, s.lastCovered = k.Seq, k.Seq
 	}
@@ -245,7 +258,7 @@ func (v *verifier) covers(s *chain, k *SignedCheckpoint, c chained) {
 	if s.own == nil {
 		s.own = make(map[uint64]bool)
 	}
-	if len(s.own) < 1000 {
+	if provesItself && len(s.own) < 1000 {
 		s.own[c.seq] = true
 	}
 }

@@ -56,8 +56,13 @@ func CallerFrom(cert *x509.Certificate) (string, error) {
 
 func callerURI(u *url.URL) (string, error) {
 	id := u.String()
-	if id == "" {
+	switch {
+	case id == "":
 		return "", fmt.Errorf("%w: its URI SAN is empty", ErrNoIdentity)
+	case u.Scheme == "":
+		// RFC 5280, section 4.2.1.6, forbids it, and it would pass for the DNS name
+		// that it looks like.
+		return "", fmt.Errorf("%w: its URI SAN %q has no scheme; issue one such as spiffe://example.com/idp", ErrNoIdentity, id)
 	}
 	if u.Scheme == "spiffe" {
 		if err := checkSPIFFE(u); err != nil {

@@ -137,6 +137,15 @@ func TestADNSNameCannotPassForAURI(t *testing.T) {
 	}
 }
 
+// Nor may it have looked more closely at URI SANs than at DNS SANs.
+func TestARelativeURICannotPassForADNSName(t *testing.T) {
+	for _, uri := range []string{"idp.example.com", "development", "/idp", "//idp.example.com"} {
+		if got, err := CallerFrom(certificate(t, x509.Certificate{DNSNames: []string{"other.example.com"}}, uri)); !errors.Is(err, ErrNoIdentity) {
+			t.Errorf("%q: got caller %q, %v, want ErrNoIdentity", uri, got, err)
+		}
+	}
+}
+
 // TestCheckCallerTakesWhatACertificateCanHold: a grant for a name that CallerFrom
 // never returns would be nobody's.
 func TestCheckCallerTakesWhatACertificateCanHold(t *testing.T) {
