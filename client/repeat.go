@@ -59,13 +59,20 @@ type repeats struct {
 	methods  []string
 }
 
+// onStream marks the context of a call that was made before, on a Stream.
+type onStream struct{}
+
 // unary makes a call again where that does no harm.
 func (r repeats) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
 	if !slices.Contains(r.methods, method) {
 		return invoke(ctx, method, req, reply, conn, options...)
 	}
 	options = slices.Clip(options)
-	for attempt := 1; ; attempt++ {
+	attempt := 1
+	if ctx.Value(onStream{}) != nil {
+		attempt = 2
+	}
+	for ; ; attempt++ {
 		var trailer metadata.MD
 		err := invoke(ctx, method, req, reply, conn, append(options, grpc.Trailer(&trailer))...)
 		if err == nil || !r.pause(ctx, attempt, err, trailer) {

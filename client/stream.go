@@ -109,7 +109,7 @@ func (s *Stream) SignAndEncrypt(ctx context.Context, req *bullav1.SignAndEncrypt
 	if answer.err == nil || answer.whole || !s.client.repeats.pause(ctx, 1, answer.err, nil) {
 		return answer.reply, answer.err
 	}
-	return s.client.Tokens.SignAndEncrypt(ctx, req)
+	return s.client.Tokens.SignAndEncrypt(context.WithValue(ctx, onStream{}, true), req)
 }
 
 // Close ends the stream when the calls in flight are answered, and waits for a

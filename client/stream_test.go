@@ -237,6 +237,29 @@ func TestATokenThatFailsForNowIsAskedForBySingleCall(t *testing.T) {
 	}
 }
 
+// The call on the stream is the first of Config.Attempts.
+func TestATokenOfAStreamIsAskedForNoMoreOftenThanByCalls(t *testing.T) {
+	t.Parallel()
+	r := newReplica(t)
+	refusal := failed(t, codes.Unavailable, "bulla", "OVERLOADED", 10*time.Millisecond)
+	r.failure = refusal
+	r.makes = func(context.Context, *bullav1.SignAndEncryptRequest) (*bullav1.SignAndEncryptResponse, error) {
+		r.failing.Store(100) // the single calls
+		return nil, refusal
+	}
+	for _, attempts := range []int32{1, 2, 4} {
+		r.failing.Store(0)
+		s := newStream(t, dialTo(t, Config{Attempts: int(attempts)}, r), StreamConfig{})
+		before := r.calls.Load()
+		if _, err := s.SignAndEncrypt(t.Context(), &bullav1.SignAndEncryptRequest{}); reasonOf(err) != "OVERLOADED" {
+			t.Errorf("got %v, want OVERLOADED", err)
+		}
+		if got := r.calls.Load() - before; got != attempts { // the stream is one of them
+			t.Errorf("asked %d times, want %d", got, attempts)
+		}
+	}
+}
+
 func TestACallOfAStreamEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	r := newReplica(t)

@@ -3,11 +3,7 @@ package server
 import (
 	"context"
 	"errors"
-	"sync"
-	"sync/atomic"
 	"time"
-
-	"google.golang.org/grpc/codes"
 
 	bullav1 "github.com/bulla-project/bulla/proto/bulla/v1"
 )
@@ -26,7 +22,8 @@ var errNotBegun = errors.New("not begun before the deadline")
 //
 // A caller whose deadline passes gets no answer at all, and would lose the
 // tokens that are made by then. So the work ends a little before the deadline,
-// and the answer says which items it did not come to.
+// and the answer says which items it did not come to. See batch for what becomes
+// of items that are turned away.
 func (s *tokenService) BatchSignAndEncrypt(ctx context.Context, req *bullav1.BatchSignAndEncryptRequest) (*bullav1.BatchSignAndEncryptResponse, error) {
 	items := req.GetItems()
 	if err := checkBatch(items); err != nil {
@@ -34,34 +31,13 @@ func (s *tokenService) BatchSignAndEncrypt(ctx context.Context, req *bullav1.Bat
 	}
 	working, cancel := timeToAnswer(ctx)
 	defer cancel()
-	const method = bullav1.TokenService_BatchSignAndEncrypt_FullMethodName
-	results := make([]*bullav1.BatchSignAndEncryptResult, len(items))
-	var next atomic.Int64
-	work := func() {
-		for working.Err() == nil {
-			i := int(next.Add(1)) - 1
-			if i >= len(items) {
-				return
-			}
-			reply, failed := s.item(working, method, i, items[i])
-			if failed != nil {
-				results[i] = &bullav1.BatchSignAndEncryptResult{Result: &bullav1.BatchSignAndEncryptResult_Status{Status: failed}}
-				continue
-			}
-			results[i] = &bullav1.BatchSignAndEncryptResult{Result: &bullav1.BatchSignAndEncryptResult_Reply{Reply: reply}}
-		}
-	}
-	var others sync.WaitGroup
-	for range min(len(items), itemsAtOnce()) - 1 {
-		others.Go(work)
-	}
-	work()
-	others.Wait()
+	b := newBatch(s, working, items)
+	b.run()
 	if err := ctx.Err(); err != nil {
 		return nil, err // nobody waits for the answer any more
 	}
-	s.notBegun(ctx, method, results)
-	return &bullav1.BatchSignAndEncryptResponse{Results: results}, nil
+	b.answerTheOthers()
+	return &bullav1.BatchSignAndEncryptResponse{Results: b.results}, nil
 }
 
 // checkBatch holds a batch against its bounds.
@@ -94,22 +70,4 @@ func timeToAnswer(ctx context.Context) (context.Context, context.CancelFunc) {
 		return context.WithCancel(ctx)
 	}
 	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/answerShare, answerTime)))
-}
-
-// notBegun answers for the items that the work did not come to. The log has one
-// line for all of them.
-func (s *tokenService) notBegun(ctx context.Context, method string, results []*bullav1.BatchSignAndEncryptResult) {
-	status := &bullav1.BatchSignAndEncryptResult_Status{Status: statusOf(errNotBegun).Proto()}
-	count := 0
-	for i, r := range results {
-		if r != nil {
-			continue
-		}
-		count++
-		s.server.cfg.Observer.Item(method, codes.DeadlineExceeded.String(), Reason(errNotBegun))
-		results[i] = &bullav1.BatchSignAndEncryptResult{Result: status}
-	}
-	if count > 0 {
-		s.server.log.WarnContext(ctx, "a batch ran into its deadline", "rpc", method, "items", len(results), "not_begun", count)
-	}
 }

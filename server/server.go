@@ -114,6 +114,16 @@ const (
 	maxReply   = 8 << 20
 )
 
+// streamWindow is how much of a call's messages is taken that nobody has read
+// yet, and connectionWindow how much may be on its way on a connection. gRPC lets
+// the former grow to 16 MiB by itself where the network carries as much: a stream
+// of tokens that is not read further, since its caller takes no answers, would
+// hold that many requests beyond those that it counts.
+const (
+	streamWindow     = 256 << 10
+	connectionWindow = 4 << 20
+)
+
 // oldConnectionsLeave is how long calls on a connection may go on that has reached
 // its age: longer than any call without a stream should take. A watch that goes
 // on until then is cut off, and begins anew elsewhere.
@@ -161,6 +171,8 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxReply),
 		grpc.MaxConcurrentStreams(1000),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),

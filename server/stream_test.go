@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -462,5 +463,48 @@ func TestAStoppingServerWaitsOnlySoLongForWhoTakesNoAnswers(t *testing.T) {
 				t.Errorf("half-closed %v: ended with %v after %v, want %v after %v", halfClosed, err, time.Since(began), errStopping, lastAnswers)
 			}
 		})
+	}
+}
+
+// What HTTP/2 takes of streams that are not read further is bounded too. gRPC
+// would take more where the network carries much, as from many streams at once.
+func TestStreamsThatAreNotReadHoldFewMessages(t *testing.T) {
+	noLeaks(t)
+	answer := strings.Repeat("t", 50<<10)
+	var made atomic.Int32
+	client, _, _ := serveMany(t, func(context.Context, seal.Request) (*seal.Result, error) {
+		made.Add(1)
+		for began := time.Now(); time.Since(began) < 200*time.Microsecond; { // work
+		}
+		return &seal.Result{Token: answer}, nil
+	}, nil)
+	const size, streams, each = 30 << 10, 32, 500
+	ctx, cancel := context.WithCancel(t.Context())
+	var sent atomic.Int32
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer cancel()
+	for range streams {
+		stream, err := client.StreamSignAndEncrypt(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := message("held")
+		m.Request.Claims = make([]byte, size)
+		sending.Go(func() {
+			for range each {
+				if stream.Send(m) != nil {
+					return
+				}
+				sent.Add(1)
+			}
+		})
+	}
+	for before := int32(-1); sent.Load() != before; time.Sleep(300 * time.Millisecond) {
+		before = sent.Load()
+	}
+	// Some are in the caller's own buffers.
+	if got, most := int(sent.Load()-made.Load()), streams*(streamWindow+256<<10)/size; got > most {
+		t.Errorf("%d messages were taken of which no token was made, want %d at most", got, most)
 	}
 }
