@@ -2,6 +2,8 @@
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/tools/node_modules/.bin:$(PATH)
+# npm trusts CAs of its own; behind a proxy of a company it needs the machine's.
+export NODE_EXTRA_CA_CERTS ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
 GO       ?= go
 CACHE    := .cache
