@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -325,24 +324,5 @@ func TestStagesAreTold(t *testing.T) {
 	r := combination{alg: ECDHES, enc: A128GCM, private: testKeys.ec()["P-256"]}.recipient(t)
 	if _, err := r.EncryptStaged([]byte("claims"), func() { t.Error("told of what was not signed") }); !errors.Is(err, ErrNotSigned) {
 		t.Errorf("got %v, want ErrNotSigned", err)
-	}
-}
-
-// TestTellingOfStagesAllocatesNothing, though the function that is told holds
-// variables of its caller.
-func TestTellingOfStagesAllocatesNothing(t *testing.T) {
-	for _, c := range combinations(t, oneOfEach...) {
-		r, jws := c.recipient(t), signedToken(943)
-		plain := testing.AllocsPerRun(20, func() { must(r.Encrypt(jws)) })
-		staged := testing.AllocsPerRun(20, func() {
-			began, wrapped := time.Now(), time.Time{}
-			must(r.EncryptStaged(jws, func() { wrapped = time.Now() }))
-			if wrapped.Before(began) {
-				t.Errorf("%s: wrapped at %v, before %v", c, wrapped, began)
-			}
-		})
-		if staged > plain {
-			t.Errorf("%s: %v allocations, without being told of stages %v", c, staged, plain)
-		}
 	}
 }

@@ -43,6 +43,7 @@ func TestReplicaWithoutAFeedServesForAWhileAndThenRefuses(t *testing.T) {
 				}
 			}
 
+			hear(t, f, "cut", before.KeyID)
 			test.cut(proxy, true)
 			cut := time.Now()
 			req := withJWKS("cut", after)
@@ -104,6 +105,17 @@ func TestReplicaWithoutAFeedServesForAWhileAndThenRefuses(t *testing.T) {
 	}
 }
 
+// hear waits until all replicas have heard of a client's registration, within a
+// second: the one that made it too. Each then looks at the client once more, which
+// it cannot while there is nobody to ask.
+func hear(t *testing.T, f *fleet, clientID, keyID string) {
+	t.Helper()
+	time.Sleep(1500 * time.Millisecond)
+	for i := range f.replicas {
+		mustIssue(t, f.on(i), clientID, keyID)
+	}
+}
+
 // TestReplicaStartsWithPostgreSQLDown restarts a replica when there is no
 // PostgreSQL to ask.
 func TestReplicaStartsWithPostgreSQLDown(t *testing.T) {
@@ -113,10 +125,7 @@ func TestReplicaStartsWithPostgreSQLDown(t *testing.T) {
 	key := harness.NewClientKey(t, "P-256", "cold")
 	mustRegister(t, f.on(0), withJWKS("cold", key))
 	mustIssue(t, f.on(0), "cold", key.KeyID)
-	// The replica hears of its own change too, within a second, and then looks at
-	// the client once more.
-	time.Sleep(1500 * time.Millisecond)
-	mustIssue(t, f.on(0), "cold", key.KeyID)
+	hear(t, f, "cold", key.KeyID)
 	if err := cluster.Stop(); err != nil {
 		t.Fatal(err)
 	}
